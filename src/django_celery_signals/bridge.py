@@ -1,0 +1,198 @@
+"""What a signal calls: one receiver per task, however it is spelled, which turns a sending into a message.
+
+``task.delay`` is another bound method at every access, and after the project's app is configured the task is another
+object. Django tells receivers apart by the identities of ``__self__`` and ``__func__`` and holds them weakly by default. So
+every spelling of a task has the same two: the task's :class:`Target`, kept for ever, and :func:`send`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+from django.contrib.auth.signals import user_login_failed
+from django.core.signals import got_request_exception
+from django.db import DEFAULT_DB_ALIAS, connections, router
+from django.db.models import Model
+from django.db.models.signals import class_prepared, post_delete, post_init, pre_delete, pre_init, pre_save
+from django.db.backends.signals import connection_created
+from django.dispatch import Signal
+
+from . import conf, names
+from .dispatch import dispatch, lose
+from .envelope import Sending, write
+from .exceptions import ConnectError, LoopDetected, PublishError
+from .options import SendingOptions, lets_through, merged
+from .publisher import project_app
+from .signals import LIFECYCLE
+
+SNAPSHOT_SIGNALS = (pre_save, pre_delete, post_delete)  # when they arrive the row is not there, not yet or no more
+AUDIT_SIGNALS = (user_login_failed, got_request_exception)  # must survive the rollback that often goes with them
+
+_NOT_ASYNCHRONOUS: dict[Signal, str] = {
+    pre_init: "it is sent while an instance is being made, also by the worker's own fetch, so it would never end",
+    post_init: "it is sent for every instance that is loaded, also by the worker's own fetch, so it would never end",
+    class_prepared: "it is sent while Django is still loading, before anything can be sent",
+    connection_created: "it is sent for every connection, also the worker's own, so it would never end",
+    **dict.fromkeys(LIFECYCLE, "it tells about the sending of events, so a receiver that is one would never end"),
+}
+# Their callers use what a receiver returns or changes, which is gone once the receiver runs elsewhere.
+_VETOES = (
+    "corsheaders.signals:check_request_enabled",
+    "simple_history.signals:pre_create_historical_record",
+)
+
+
+class Target:
+    """One task, by its name: what all its spellings share."""
+
+    __slots__ = ("__weakref__", "name")
+
+    def __init__(self, name: str) -> None:
+        """Stand for the task of that name."""
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<receiver task {self.name}>"
+
+
+_targets: dict[str, Target] = {}
+
+
+def target_of(name: str) -> Target:
+    """Return the one target of a task, the same for the life of the process."""
+    return _targets.setdefault(name, Target(name))
+
+
+class Spelling:
+    """``task.delay``, ``task.apply_async`` or ``task.delay_on_commit``: Celery's call for you, a receiver for a signal.
+
+    ``weakref.WeakMethod``, by which Django holds it, rebuilds it from ``__func__`` and ``__self__`` alone.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., None],
+        target: Target,
+        call: Callable[..., Any] | None = None,
+        own: SendingOptions | None = None,
+    ) -> None:
+        """Spell a target.
+
+        Args:
+            function: always :func:`send`.
+            target: the task.
+            call: Celery's method, for calls that no signal makes.
+            own: the options of one connection.
+        """
+        self.__func__, self.__self__ = function, target
+        self.call, self.own = call, own or SendingOptions()
+        self.__name__ = getattr(call, "__name__", "receiver")
+        self.__qualname__ = f"{target.name}.{self.__name__}"
+
+    def __repr__(self) -> str:
+        return f"<{self.__qualname__}>"
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        if is_sending(kwargs):
+            return self.__func__(self.__self__, self.own, kwargs)
+        if self.call is None:
+            raise TypeError(f"{self!r} is connected to a signal and can only be called by one.")
+        return self.call(*args, **kwargs)
+
+
+class connectable:
+    """Decorate a method of a task so that it can be connected to a signal as it stands."""
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        """Wrap a method that calls the task."""
+        self.method = method
+        self.__doc__ = method.__doc__
+
+    def __get__(self, task: Any, owner: type | None = None) -> Any:
+        if task is None:
+            return self.method
+        bound = MethodType(self.method, task)
+        return Spelling(send, target_of(task.name), bound) if task.name else bound
+
+
+def is_sending(kwargs: dict[str, Any]) -> bool:
+    """Tell whether a call was made by a signal: nobody else has a live Signal to pass."""
+    return isinstance(kwargs.get("signal"), Signal)
+
+
+def send(target: Target, own: SendingOptions, kwargs: dict[str, Any]) -> None:
+    """Send what a signal just said to the worker. Returns None, whatever happens: a value could pass for an answer."""
+    sending = Sending(
+        signal=kwargs["signal"],
+        sender=kwargs.get("sender"),
+        kwargs={name: value for name, value in kwargs.items() if name not in ("signal", "sender")},
+    )
+    check_signal(sending.signal, target.name)
+    task: Any = project_app().tasks.get(target.name)
+    options = merged(own, task) if task is not None else own
+    if not _is_historical(sending) and lets_through(options, sending, target.name):
+        _send(target, options, sending)
+
+
+def _send(target: Target, options: SendingOptions, sending: Sending) -> None:
+    try:
+        envelope = write(
+            sending,
+            target.name,
+            using=alias_of(sending),
+            changed=options.changed,
+            snapshot=options.instance == "snapshot" or sending.signal in SNAPSHOT_SIGNALS,
+            users_too=options.instance == "snapshot",
+        )
+    except LoopDetected as error:
+        lose(target.name, names.signal_name(sending.signal), error)
+        return
+    audit = options.guarantee is None and sending.signal in AUDIT_SIGNALS
+    dispatch(envelope, options.guarantee or conf.get().GUARANTEE, _of_apply_async(options), audit=audit)
+
+
+def check_signal(signal: Signal, receiver: str) -> None:
+    """Refuse a signal that can never have an asynchronous receiver.
+
+    Raises:
+        ConnectError: saying why, and what to do instead.
+    """
+    reason = _NOT_ASYNCHRONOUS.get(signal)
+    if reason is None and names.signal_name(signal) in _VETOES:
+        reason = "its sender acts on what the receiver returns or changes, which comes too late from a worker"
+    if reason is not None:
+        name = names.short_name(names.signal_name(signal))
+        raise ConnectError(
+            f"{receiver} cannot be connected to {name}: {reason}. Connect a plain function, and let that call the task if "
+            "some of the work can wait."
+        )
+
+
+def alias_of(sending: Sending) -> str:
+    """Return the database whose commit a sending waits for: ``using``, else the instance's, else the default."""
+    using = sending.kwargs.get("using")
+    if isinstance(using, str) and using in connections.settings:
+        return using
+    instances = [value for value in (sending.sender, *sending.kwargs.values()) if isinstance(value, Model)]
+    aliases = {alias for instance in instances if (alias := instance._state.db)}
+    main = sending.kwargs.get("instance")
+    if isinstance(main, Model) and main._state.db:
+        return main._state.db
+    if len(aliases) == 1:
+        return aliases.pop()
+    if isinstance(sending.sender, type) and issubclass(sending.sender, Model) and not sending.sender._meta.abstract:
+        return str(router.db_for_write(sending.sender))
+    return DEFAULT_DB_ALIAS
+
+
+def _is_historical(sending: Sending) -> bool:
+    """Tell whether a migration's model sent it: its tables and its class are not those of the installed code."""
+    things = (sending.sender, type(sending.kwargs.get("instance")))
+    return any(getattr(thing, "__module__", None) == "__fake__" for thing in things)
+
+
+def _of_apply_async(options: SendingOptions) -> dict[str, Any]:
+    named = {name: getattr(options, name) for name in ("queue", "priority", "countdown", "expires")}
+    return {name: value for name, value in named.items() if value is not None}

@@ -1,0 +1,86 @@
+"""The settings dict ``DJANGO_CELERY_SIGNALS``, read once, checked, and reset by ``override_settings``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any
+
+from django.conf import settings
+from django.core.signals import setting_changed
+
+from .exceptions import SettingsError
+
+NAME = "DJANGO_CELERY_SIGNALS"
+GUARANTEE_NAMES = ("on_commit", "immediate")
+REQUEST_EXTRAS = ("query_string", "session_key")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The library's settings, with their defaults."""
+
+    GUARANTEE: str = "on_commit"  # of receivers that name none
+    STRICT: bool = False  # raise at the sending what could only be carried as a stand-in; for tests and development
+    AUTODISCOVER: tuple[str, ...] = ("receivers", "tasks")  # modules of every app, imported in every process
+    SENSITIVE_FIELDS: tuple[str, ...] = ()  # left out of snapshots: "field" or "app.Model.field", beside the built-in words
+    PUBLISH_TIMEOUT: float = 2.0  # seconds a request waits for the broker, at most
+    MAX_DEPTH: int = 8  # how many receivers may have caused one another before a sending is refused
+    REQUEST_EXTRAS: tuple[str, ...] = ()  # of a request, beside its facts: "query_string", "session_key"
+    MAX_BINARY_BYTES: int = 1024 * 1024  # a longer binary value stays behind
+    MAX_ENVELOPE_BYTES: int = 8 * 1024 * 1024  # of a larger envelope, the largest arguments stay behind
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+
+
+def _are_strings(value: Any) -> bool:
+    return isinstance(value, (list, tuple, set, frozenset)) and all(isinstance(item, str) for item in value)
+
+
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "GUARANTEE": (lambda value: value in GUARANTEE_NAMES, f"one of {', '.join(map(repr, GUARANTEE_NAMES))}"),
+    "STRICT": (lambda value: isinstance(value, bool), "True or False"),
+    "AUTODISCOVER": (_are_strings, "a list of module names such as ['receivers', 'tasks']"),
+    "SENSITIVE_FIELDS": (_are_strings, "a list of field names such as ['iban', 'shop.Customer.birthday']"),
+    "PUBLISH_TIMEOUT": (_is_positive, "a number of seconds greater than zero"),
+    "MAX_DEPTH": (lambda value: _is_positive(value) and isinstance(value, int), "a whole number of at least 1"),
+    "REQUEST_EXTRAS": (
+        lambda value: _are_strings(value) and set(value) <= set(REQUEST_EXTRAS),
+        f"a list of {', '.join(map(repr, REQUEST_EXTRAS))}",
+    ),
+    "MAX_BINARY_BYTES": (lambda value: isinstance(value, int) and value >= 0, "a number of bytes"),
+    "MAX_ENVELOPE_BYTES": (lambda value: isinstance(value, int) and value >= 1024, "a number of bytes, at least 1024"),
+}
+
+
+def read(given: Mapping[str, Any]) -> Settings:
+    """Check a settings dict and return it typed.
+
+    Raises:
+        SettingsError: for an unknown key or a value that cannot be.
+    """
+    known = [field.name for field in fields(Settings)]
+    for key, value in given.items():
+        if key not in known:
+            raise SettingsError(f"{NAME} has the unknown key {key!r}. Known keys: {', '.join(known)}.")
+        accepts, wanted = _RULES[key]
+        if not accepts(value):
+            raise SettingsError(f"{NAME}[{key!r}] is {value!r}, but must be {wanted}.")
+    return Settings(**{key: tuple(value) if _are_strings(value) else value for key, value in given.items()})
+
+
+@cache
+def get() -> Settings:
+    """Return the settings in force."""
+    return read(getattr(settings, NAME, {}))
+
+
+def _reset(*, setting: str, **_: Any) -> None:
+    if setting == NAME:
+        get.cache_clear()
+
+
+setting_changed.connect(_reset, dispatch_uid="django_celery_signals.conf")

@@ -1,0 +1,152 @@
+"""The guarantees: what happens between a sending and the broker. Three functions' worth of choice, side by side."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from celery import Celery
+from django.db import connections, transaction
+
+from .envelope import Envelope, seal
+from .exceptions import PublishError, SignalTaskError
+from .publisher import project_app, publisher
+from .signals import event_lost, event_sent, tell
+
+logger = logging.getLogger(__name__)
+
+ARGUMENT = "__event__"  # the one keyword argument of a message that carries an envelope
+
+#: What this process has done since it started: ``sent`` and ``lost`` events.
+counts: Counter[str] = Counter()
+_counts_lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """A sealed envelope on its way, and how it is to be sent."""
+
+    envelope: Envelope
+    sealed: str
+    options: dict[str, Any]  # of apply_async
+
+
+def dispatch(envelope: Envelope, guarantee: str, options: dict[str, Any], *, audit: bool = False) -> None:
+    """Send an envelope under a guarantee.
+
+    Args:
+        envelope: what to send, as it was at the sending.
+        guarantee: a key of :data:`GUARANTEES`.
+        options: of ``apply_async``: queue, priority, countdown, expires.
+        audit: the signal, not the user, chose ``"immediate"``: a failure is told, not raised.
+
+    Raises:
+        PublishError: under ``"immediate"``, when the broker does not take the message.
+    """
+    message = Message(envelope=envelope, sealed=seal(envelope), options=_absolute(options))
+    if audit:
+        publish_or_lose(message)
+    else:
+        GUARANTEES[guarantee](message)
+
+
+def immediate(message: Message) -> None:
+    """Publish now, inside whatever transaction there is: it may be a ghost, and it raises when the broker is away."""
+    try:
+        publish(message)
+    except PublishError as error:
+        _lost(message, error)
+        raise
+
+
+def on_commit(message: Message) -> None:
+    """Publish after the outermost commit of the sending's database; nothing on rollback, never an error."""
+    using = message.envelope.event.using
+    connection = connections[using]
+    if not connection.in_atomic_block and not connection.get_autocommit():
+        raise transaction.TransactionManagementError(
+            f"{message.envelope.event.receiver}: autocommit is off on {using!r} and no atomic() block is open, so Django cannot "
+            "tell when this sending commits. Open an atomic() block, or connect the receiver with guarantee='immediate'."
+        )
+    # Robust, so that a failing one stops neither the others nor the request; but an eager receiver's error is for the test.
+    transaction.on_commit(lambda: publish_or_lose(message), using=using, robust=not _errors_propagate())
+
+
+GUARANTEES: dict[str, Callable[[Message], None]] = {"immediate": immediate, "on_commit": on_commit}
+
+
+def publish_or_lose(message: Message) -> None:
+    """Publish; when that fails the event is lost: logged, counted and told, not raised."""
+    try:
+        publish(message)
+    except PublishError as error:
+        _lost(message, error)
+
+
+def publish(message: Message) -> None:
+    """Hand a message to the broker and wait for it, in bounded time.
+
+    Raises:
+        PublishError: when the broker did not take it.
+    """
+    app, event = project_app(), message.envelope.event
+    task: Any = app.tasks.get(event.receiver)
+    if task is None:
+        raise PublishError(f"The Celery app {app.main!r} has no task {event.receiver!r}; import its module in this process.")
+    options = {**_lineage(app), **message.options, "argsrepr": message.envelope.summary}
+
+    def send(producer: Any = None) -> None:
+        task.apply_async(kwargs={ARGUMENT: message.sealed}, producer=producer, retry=False, **options)
+
+    if app.conf.task_always_eager:
+        send()
+    else:
+        publisher().publish(app, send)
+    _count("sent")
+    tell(event_sent, event.receiver, event_id=event.id, signal_name=event.signal_name)
+
+
+def lose(receiver: str, signal_name: str, error: SignalTaskError, *, event_id: str | None = None) -> None:
+    """Log, count and tell that an event will not arrive."""
+    logger.error("Event lost: %s will not be sent %s (event %s): %s", receiver, signal_name, event_id, error)
+    _count("lost")
+    tell(event_lost, receiver, event_id=event_id, signal_name=signal_name, error=error)
+
+
+def _lost(message: Message, error: PublishError) -> None:
+    event = message.envelope.event
+    lose(event.receiver, event.signal_name, error, event_id=event.id)
+
+
+def _count(what: str) -> None:
+    with _counts_lock:
+        counts[what] += 1
+
+
+def _absolute(options: dict[str, Any]) -> dict[str, Any]:
+    """Fix a relative expiry at the sending: a late commit or a retry must not start it anew."""
+    expires = options.get("expires")
+    if isinstance(expires, (int, float)):
+        expires = timedelta(seconds=expires)
+    return {**options, "expires": datetime.now(timezone.utc) + expires} if isinstance(expires, timedelta) else options
+
+
+def _lineage(app: Celery) -> dict[str, Any]:
+    """Return what Celery derives from the running task; the publisher's thread runs none."""
+    parent: Any = app.current_worker_task
+    if not parent:
+        return {}
+    lineage = {"root_id": parent.request.root_id or parent.request.id, "parent_id": parent.request.id}
+    if app.conf.task_inherit_parent_priority:
+        lineage["priority"] = (parent.request.delivery_info or {}).get("priority")
+    return lineage
+
+
+def _errors_propagate() -> bool:
+    conf = project_app().conf
+    return bool(conf.task_always_eager and conf.task_eager_propagates)

@@ -1,0 +1,317 @@
+"""One sending of a signal, addressed to one receiver: written at the sending, signed, and read in the worker."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from django.core.signing import BadSignature, Signer
+from django.db.models import Model
+from django.dispatch import Signal
+from django.utils import timezone as django_timezone
+from django.utils import translation
+
+from . import conf, names, standins
+from .changes import changes_of
+from .codec import TAG, Decoder, Encoder, Unencodable
+from .event import Event, new_event
+from .exceptions import DecodeError, EncodeError, UnknownVersion
+from .instances import InstanceEncoder, instance_from
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+_SALT = "django_celery_signals.envelope"
+_warned: set[tuple[str, str]] = set()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """One sending for one receiver, its values already in JSON."""
+
+    event: Event
+    summary: str  # "post_save shop.Order pk=5 created": for logs and Flower, never a field's value
+    sender: Any  # JSON
+    kwargs: dict[str, Any]  # name -> JSON, in the order of the sending
+    objects: list[dict[str, Any]]  # the model instances, each once
+    changes: Any  # JSON of Event.changes
+    context: dict[str, Any] = field(default_factory=dict)  # language and time zone of the sending
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sending:
+    """What a signal said, as Django hands it to a receiver."""
+
+    signal: Signal
+    sender: Any
+    kwargs: dict[str, Any]
+
+
+# Writing ---------------------------------------------------------------------------------------------------------
+
+
+def write(
+    sending: Sending,
+    receiver: str,
+    *,
+    using: str,
+    changed: Iterable[str] | None = None,
+    snapshot: bool = False,
+    users_too: bool = False,
+) -> Envelope:
+    """Put a sending into an envelope, as it is now: what happens to its objects later is another sending's.
+
+    Args:
+        sending: the signal, its sender and its arguments.
+        receiver: name of the task it is addressed to.
+        using: alias of the database whose transaction it belongs to.
+        changed: names of the fields whose old and new values travel along.
+        snapshot: whether instances travel as their values instead of by reference.
+        users_too: whether a snapshot of a user holds more than the primary key.
+
+    Raises:
+        EncodeError: under ``STRICT``, for an argument that cannot be carried.
+        LoopDetected: when more than ``MAX_DEPTH`` receivers have caused one another.
+    """
+    signal_name = names.signal_name(sending.signal)
+    summary = summarise(sending, signal_name)
+    event = new_event(receiver, signal_name, summary, using)
+    writer = _Writer(receiver, signal_name)
+    encoder = InstanceEncoder(writer.replace, snapshot=snapshot, users_too=users_too)
+    writer.argument = "sender"
+    sender = _encode_sender(sending.sender, encoder)
+    kwargs = {}
+    for name, value in sending.kwargs.items():
+        writer.argument = name
+        kwargs[name] = encoder.encode(standins.environ_facts(value) if name in _RAW_REQUEST and type(value) is dict else value)
+    writer.argument = "changes"
+    return Envelope(
+        event=event,
+        summary=summary,
+        sender=sender,
+        kwargs=kwargs,
+        objects=encoder.objects,
+        changes=encoder.encode(_changes(sending, changed)),
+        context=_context(),
+    )
+
+
+def _changes(sending: Sending, changed: Iterable[str] | None) -> dict[str, list[Any]]:
+    instance = sending.kwargs.get("instance")
+    if changed is None or not isinstance(instance, Model):
+        return {}
+    return {name: list(pair) for name, pair in changes_of(instance, changed).items()}
+
+
+_RAW_REQUEST = ("environ", "scope")  # of request_started
+
+
+class _Writer:
+    """Decides what becomes of a value that has no JSON form: a stand-in and one warning, or an error under STRICT."""
+
+    def __init__(self, receiver: str, signal_name: str) -> None:
+        self.receiver, self.signal_name, self.argument = receiver, signal_name, ""
+
+    def replace(self, error: Unencodable) -> Any:
+        reason = standins.expected(error)
+        if reason is not None:
+            return standins.absent(Unencodable(error.value, reason))
+        cls = type(error.value)
+        message = (
+            f"{self.receiver} is sent {self.argument!r} of type {cls.__module__}.{cls.__qualname__} by "
+            f"{names.short_name(self.signal_name) or 'an unnamed signal'}, which cannot be carried: {error.reason}. "
+            "Send the facts the receiver needs (a primary key, a string), or teach the type with register_codec()."
+        )
+        if conf.get().STRICT:
+            raise EncodeError(message)
+        if (self.signal_name, self.argument) not in _warned:
+            _warned.add((self.signal_name, self.argument))
+            logger.warning("%s A stand-in travels in its place. (Said once.)", message)
+        return standins.absent(error)
+
+
+def _encode_sender(sender: Any, encoder: Encoder) -> Any:
+    try:
+        return encoder.strictly(sender)
+    except Unencodable as error:
+        place = names.place_of(sender)
+        return {TAG: "place", "v": place} if place else encoder.replace(error)
+
+
+def summarise(sending: Sending, signal_name: str) -> str:
+    """Say in a few words what was sent: signal, sender, primary key, what happened to it."""
+    instance, created, action = (sending.kwargs.get(name) for name in ("instance", "created", "action"))
+    words = [names.short_name(signal_name) or "signal", _sender_in_words(sending.sender)]
+    if isinstance(instance, Model):
+        words.append(f"pk={instance.pk!r:.60}")
+    if created is True:
+        words.append("created")
+    if type(action) is str:
+        words.append(action)
+    return " ".join(word for word in words if word)
+
+
+def _sender_in_words(sender: Any) -> str:
+    cls = sender if isinstance(sender, type) else type(sender)
+    if issubclass(cls, Model):
+        return str(cls._meta.label) if isinstance(sender, type) else f"{cls._meta.label} pk={sender.pk!r:.60}"
+    if sender is None or isinstance(sender, str):
+        return f"{sender:.60}" if sender else ""
+    return str(getattr(sender, "__qualname__", cls.__qualname__))
+
+
+def _context() -> dict[str, Any]:
+    return {"language": translation.get_language(), "timezone": django_timezone.get_current_timezone_name()}
+
+
+# On the wire: one string, so that no serializer's own type tags can meet the user's data -----------------------------
+
+
+def seal(envelope: Envelope) -> str:
+    """Return an envelope as signed JSON text, of at most ``MAX_ENVELOPE_BYTES``: the largest arguments stay behind."""
+    text = _dump(envelope, envelope.kwargs)
+    limit = conf.get().MAX_ENVELOPE_BYTES
+    kwargs = dict(envelope.kwargs)
+    for name in sorted(kwargs, key=lambda name: -len(json.dumps(kwargs[name]))) if len(text) > limit else ():
+        reason = f"the sending was larger than MAX_ENVELOPE_BYTES ({limit} bytes)"
+        logger.warning("%s: the argument %r of %s stays behind: %s.", envelope.event.receiver, name, envelope.summary, reason)
+        kwargs[name] = {TAG: "absent", "v": ["argument", reason]}
+        text = _dump(envelope, kwargs)
+        if len(text) <= limit:
+            break
+    return Signer(salt=_SALT).sign(text)
+
+
+def _dump(envelope: Envelope, kwargs: dict[str, Any]) -> str:
+    event = envelope.event
+    body = {
+        "version": VERSION,
+        "id": event.id,
+        "signal": event.signal_name,
+        "receiver": event.receiver,
+        "summary": envelope.summary,
+        "sent_at": event.sent_at.isoformat(),
+        "using": event.using,
+        "root_id": event.root_id,
+        "parent_id": event.parent_id,
+        "chain": list(event.chain),
+        "context": envelope.context,
+        "sender": envelope.sender,
+        "kwargs": list(kwargs.items()),  # a list keeps the order through any JSON library
+        "objects": envelope.objects,
+        "changes": envelope.changes,
+    }
+    return json.dumps(body, separators=(",", ":"), allow_nan=False)
+
+
+def unseal(sealed: Any) -> Envelope:
+    """Verify and read what :func:`seal` wrote. Fields that this version does not know are ignored.
+
+    Raises:
+        DecodeError: when the signature or anything below it is wrong.
+        UnknownVersion: when a newer version wrote it.
+    """
+    try:
+        text = Signer(salt=_SALT).unsign(sealed)
+    except (BadSignature, TypeError, AttributeError) as error:
+        raise DecodeError(
+            "The envelope's signature does not match: it was forged or damaged, or sender and worker differ in "
+            "SECRET_KEY (keep the old key in SECRET_KEY_FALLBACKS while you change it)."
+        ) from error
+    return parse(text)
+
+
+def summary_of(sealed: Any) -> str:
+    """Return an envelope's summary without trusting it: for logs and monitors only."""
+    try:
+        return str(json.loads(sealed.rpartition(":")[0])["summary"])[:200]
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        return "unreadable envelope"
+
+
+def parse(text: str) -> Envelope:
+    """Read an envelope from its JSON text.
+
+    Raises:
+        DecodeError: when it is not what :func:`seal` signs.
+    """
+    try:
+        body = json.loads(text)
+        version = body["version"]
+        if type(version) is int and version > VERSION:
+            raise UnknownVersion(f"The envelope has version {version}; this code reads up to {VERSION}. Update the workers.")
+        return _from_body(body)
+    except DecodeError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise DecodeError(f"The envelope is damaged: {error!r:.200}") from error
+
+
+def _from_body(body: dict[str, Any]) -> Envelope:
+    kwargs = {_text(name): node for name, node in body["kwargs"]}
+    if not isinstance(body["objects"], list) or not isinstance(body["context"], dict):
+        raise DecodeError("The envelope's objects or context are of the wrong type.")
+    chain = tuple(_text(step) for step in body["chain"])
+    event = Event(
+        id=_text(body["id"]),
+        signal_name=_text(body["signal"]),
+        receiver=_text(body["receiver"]),
+        sent_at=datetime.fromisoformat(body["sent_at"]),
+        using=_text(body["using"]),
+        changes={},
+        depth=len(chain) - 1,
+        root_id=_text(body["root_id"]),
+        parent_id=None if body["parent_id"] is None else _text(body["parent_id"]),
+        chain=chain,
+    )
+    return Envelope(
+        event=event,
+        summary=_text(body["summary"]),
+        sender=body["sender"],
+        kwargs=kwargs,
+        objects=body["objects"],
+        changes=body["changes"],
+        context=body["context"],
+    )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise DecodeError(f"The envelope holds {type(value).__name__} where text belongs.")
+    return value
+
+
+# Reading ---------------------------------------------------------------------------------------------------------
+
+
+class Reader:
+    """Turns the values of an envelope back, one by one, so that only what a receiver asks for is fetched."""
+
+    def __init__(self, envelope: Envelope) -> None:
+        """Read from an envelope; equal references give the same object."""
+        self.envelope = envelope
+        self._decoder = Decoder(envelope.objects, instance_from)
+
+    def value(self, node: Any) -> Any:
+        """Return the value of some of the envelope's JSON.
+
+        Raises:
+            DecodeError: when it is damaged or names what this process does not have.
+            InstanceMissing: when a row it refers to is gone.
+        """
+        try:
+            return self._decoder.decode(node)
+        except RecursionError as error:
+            raise DecodeError("The envelope is nested too deeply to be read.") from error
+
+    def changes(self) -> dict[str, tuple[Any, Any]]:
+        """Return the old and new values of watched fields."""
+        decoded = self.value(self.envelope.changes)
+        try:
+            return {_text(name): (old, new) for name, (old, new) in decoded.items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise DecodeError("The envelope's changes are damaged.") from error

@@ -1,0 +1,79 @@
+"""The event: what a receiver may know about the sending it runs for, and what caused it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from . import conf
+from .exceptions import LoopDetected
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """What a receiver may know about the sending that it runs for."""
+
+    id: str  # the same at every attempt: an idempotency key, a Message-ID
+    signal_name: str  # "module:name"; empty for a signal that no module holds
+    receiver: str  # name of the task the event is addressed to
+    sent_at: datetime  # when the signal was sent, in UTC
+    using: str  # alias of the database whose transaction the sending belonged to
+    changes: dict[str, tuple[Any, Any]]  # field name -> (old, new), for receivers with changed=
+    depth: int  # how many receivers caused this sending, one another; 0: none
+    root_id: str  # id of the event that started the chain; its own for the first
+    parent_id: str | None  # id of the event whose receiver sent this one
+    chain: tuple[str, ...] = ()  # what led here, in words, oldest first
+
+
+_current: ContextVar[Event | None] = ContextVar("django_celery_signals.event", default=None)
+
+
+def current_event() -> Event | None:
+    """Return the event of the receiver that is running, or None outside of one."""
+    return _current.get()
+
+
+@contextmanager
+def running(event: Event) -> Iterator[None]:
+    """Make an event the current one."""
+    token = _current.set(event)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def new_event(receiver: str, signal_name: str, summary: str, using: str) -> Event:
+    """Return the event of a sending, linked to the event whose receiver is sending it.
+
+    Raises:
+        LoopDetected: when more than ``MAX_DEPTH`` receivers have caused one another.
+    """
+    parent = current_event()
+    own_id = str(uuid.uuid4())
+    chain = (*(parent.chain if parent else ()), f"{summary} -> {receiver}")
+    limit = conf.get().MAX_DEPTH
+    if len(chain) > limit + 1:
+        steps = "\n  ".join(chain)
+        raise LoopDetected(
+            f"Receivers have caused one another {len(chain) - 1} times, more than MAX_DEPTH = {limit}:\n  {steps}\n"
+            "Let the receiver write with QuerySet.update(), which sends nothing, or narrow it with changed= or when=; "
+            "raise MAX_DEPTH if a chain this long is meant."
+        )
+    return Event(
+        id=own_id,
+        signal_name=signal_name,
+        receiver=receiver,
+        sent_at=datetime.now(timezone.utc),
+        using=using,
+        changes={},
+        depth=len(chain) - 1,
+        root_id=parent.root_id if parent else own_id,
+        parent_id=parent.id if parent else None,
+        chain=chain,
+    )

@@ -1,0 +1,116 @@
+"""Names for signals, classes and functions that both processes hold, and the way back from a name.
+
+A name is ``"module:attribute.path"``. Going back looks only at modules that are already imported: a message can never
+make a worker import anything.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from threading import Lock
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from django.dispatch import Signal
+
+_given: dict[str, Signal] = {}  # name -> signal, as told by ``signal_name=`` or by a connection
+_found: WeakKeyDictionary[Signal, str] = WeakKeyDictionary()
+_found_things: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
+_lock = Lock()
+
+
+class UnknownSignal(Signal):
+    """Stand in for a signal that this process does not hold; it compares unequal to every other."""
+
+    def __init__(self, name: str) -> None:
+        """Remember the name it travelled under."""
+        super().__init__()
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<UnknownSignal {self.name!r}: no imported module of this process holds it; pass signal_name= to connect()>"
+
+
+def path_of(thing: Any) -> str | None:
+    """Return the name of a class or function, or None when that name would lead elsewhere."""
+    module, qualname = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(qualname, str):
+        return None
+    path = f"{module}:{qualname}"
+    return path if find(path) is thing else None
+
+
+def place_of(thing: Any) -> str | None:
+    """Return the name under which some imported module holds this very object, or None; remembered."""
+    try:
+        if thing not in _found_things:
+            _found_things[thing] = min(_places(thing), key=_preference, default=None)
+        return _found_things[thing]
+    except TypeError:  # neither hashable nor weakly referable: such an object is not kept in a module to be named
+        return None
+
+
+def find(path: str) -> Any:
+    """Return what an already imported module holds under a name, or None."""
+    module, _, qualname = path.partition(":")
+    found: Any = sys.modules.get(module)
+    for part in qualname.split("."):
+        found = _held(found, part)
+    return found
+
+
+def _held(thing: Any, name: str) -> Any:
+    """Look into the object's own namespace only: getattr() could run a property or a module's ``__getattr__``."""
+    if isinstance(thing, type):
+        return next((vars(cls)[name] for cls in thing.__mro__ if name in vars(cls)), None)
+    return (thing if isinstance(thing, dict) else getattr(thing, "__dict__", {})).get(name)
+
+
+def name_signal(signal: Signal, name: str) -> None:
+    """Fix the name a signal travels under; both processes must do so, which a ``connect`` at import time does."""
+    with _lock:
+        _given[name] = signal
+        _found[signal] = name
+
+
+def signal_name(signal: Signal) -> str:
+    """Return the name of a signal, or ``""`` when no imported module, class or dictionary holds it."""
+    name = _found.get(signal)
+    if name is None:
+        name = min(_places(signal), key=_preference, default="")
+        if name:
+            with _lock:
+                _found[signal] = name
+    return name
+
+
+def short_name(name: str) -> str:
+    """Return the last part of a signal's name, for people."""
+    return name.rpartition(":")[2].rpartition(".")[2] or name
+
+
+def find_signal(name: str) -> Signal:
+    """Return the signal of that name; an :class:`UnknownSignal` when this process holds none."""
+    signal = _given.get(name) or find(name)
+    return signal if isinstance(signal, Signal) else UnknownSignal(name)
+
+
+def _preference(path: str) -> tuple[bool, int, str]:
+    """Prefer the module a signal seems to be defined in: one called ``signals``, then the shortest, then by name."""
+    module = path.partition(":")[0]
+    return (not module.endswith("signals"), path.count("."), path)
+
+
+def _places(thing: Any) -> Iterator[str]:
+    for module_name, module in list(sys.modules.items()):
+        for name, value in list(getattr(module, "__dict__", {}).items()):
+            if value is thing:
+                yield f"{module_name}:{name}"
+            elif type(value) is dict or isinstance(value, type):
+                yield from (f"{module_name}:{name}.{key}" for key in _keys_holding(thing, value))
+
+
+def _keys_holding(thing: Any, container: Any) -> list[str]:
+    items = container if type(container) is dict else vars(container)
+    return [key for key, value in list(items.items()) if value is thing and type(key) is str and "." not in key]

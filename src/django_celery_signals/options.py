@@ -1,0 +1,206 @@
+"""The sending options: what a connection may say, their checks, and which sendings they let through."""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
+from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import Any
+
+from django.db.models import Model
+from django.db.models.signals import m2m_changed, post_save, pre_save
+
+from . import changes, conf
+from .envelope import Sending
+from .exceptions import ConnectError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendingOptions:
+    """How the sendings of one connection are chosen and sent; None: as the task says, else the default."""
+
+    guarantee: str | None = None  # "on_commit" or "immediate"
+    when: Callable[..., Any] | None = None  # given the arguments it names; a false result sends nothing
+    changed: tuple[str, ...] | None = None  # send a save only when it changed one of these fields
+    created: bool | None = None  # send only what was (not) created
+    action: tuple[str, ...] | None = None  # patterns of m2m_changed's action, such as "post_*"
+    instance: str | None = None  # "fetch": again in the worker; "snapshot": as at the sending
+    raw: bool | None = None  # also send what loaddata saves
+    queue: str | None = None
+    priority: int | None = None
+    countdown: float | None = None  # seconds
+    expires: float | timedelta | datetime | None = None  # seconds from the sending, or a moment
+    exclude: tuple[Any, ...] | None = None  # senders not to send for, beside sender=None
+    family: type | None = None  # set by connect(subclasses=True): only this class and its subclasses
+
+
+NAMES = tuple(field.name for field in fields(SendingOptions) if field.name != "family")
+RUNNING_NAMES = ("atomic", "on_missing", "former_names")
+
+
+def read(given: dict[str, Any], where: str) -> SendingOptions:
+    """Check options and return them typed.
+
+    Args:
+        given: the options as written.
+        where: what to call the place in an error.
+
+    Raises:
+        ConnectError: for an unknown name, a running option, or a value that cannot be.
+    """
+    for name in given:
+        if name in RUNNING_NAMES:
+            raise ConnectError(
+                f"{where}: {name}= belongs to the task, for a worker knows only that. "
+                f"Write it in the decorator: @receiver_task(..., {name}=...)."
+            )
+        if name not in NAMES:
+            raise ConnectError(f"{where}: unknown option {name}=. Sending options are {', '.join(NAMES)}.")
+    values = {name: _several(value) if name in _SEVERAL else value for name, value in given.items() if value is not None}
+    for name, value in values.items():
+        accepts, wanted = _RULES[name]
+        if not accepts(value):
+            raise ConnectError(f"{where}: {name}={value!r} cannot be; it must be {wanted}.")
+    return SendingOptions(**values)
+
+
+_SEVERAL = ("changed", "action", "exclude")
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, (list, tuple, set, frozenset)) else (value,)
+
+
+def _is_seconds(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+
+
+def _are_names(value: Any) -> bool:
+    return bool(value) and all(isinstance(item, str) for item in value)
+
+
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "guarantee": (lambda value: value in conf.GUARANTEE_NAMES, " or ".join(map(repr, conf.GUARANTEE_NAMES))),
+    "when": (callable, "a callable"),
+    "changed": (_are_names, "a list of field names"),
+    "created": (lambda value: isinstance(value, bool), "True or False"),
+    "action": (_are_names, "one or more patterns such as 'post_*'"),
+    "instance": (lambda value: value in ("fetch", "snapshot"), "'fetch' or 'snapshot'"),
+    "raw": (lambda value: isinstance(value, bool), "True or False"),
+    "queue": (lambda value: isinstance(value, str) and bool(value), "the name of a queue"),
+    "priority": (lambda value: isinstance(value, int) and 0 <= value <= 255, "a whole number, 0 to 255"),
+    "countdown": (_is_seconds, "a number of seconds greater than zero"),
+    "expires": (
+        lambda value: _is_seconds(value) or (isinstance(value, timedelta) and value > timedelta()) or isinstance(value, datetime),
+        "seconds greater than zero, a timedelta or a datetime",
+    ),
+    "exclude": (lambda value: True, "senders"),
+}
+
+
+@lru_cache(maxsize=4096)
+def merged(own: SendingOptions, task: Any) -> SendingOptions:
+    """Fill what a connection leaves open with the values declared on its task."""
+    cls = type(task)
+    # getattr_static: a function among a class's attributes would come back as a bound method.
+    declared = {name: inspect.getattr_static(cls, name, None) for name in NAMES if getattr(own, name) is None}
+    declared = {name: value for name, value in declared.items() if value is not None and name not in _CELERY}
+    return replace(own, **_as_dict(read(declared, f"task {task.name}"))) if declared else own
+
+
+_CELERY = ("queue", "priority", "expires")  # also options of Celery's own tasks, which apply_async() applies itself
+
+
+def _as_dict(options: SendingOptions) -> dict[str, Any]:
+    return {name: value for name in NAMES if (value := getattr(options, name)) is not None}
+
+
+def check_against_signal(options: SendingOptions, signal: Any, sender: Any, where: str) -> None:
+    """Refuse an option that a signal of Django's can never satisfy.
+
+    Raises:
+        ConnectError: naming the signal that has what the option asks for.
+    """
+    if options.changed and (signal is not post_save or sender is None):
+        raise ConnectError(f"{where}: changed= compares saved values, so it works with post_save and a sender= only.")
+    if options.created is not None and signal in (pre_save, m2m_changed):
+        raise ConnectError(f"{where}: created= needs a signal that says so, such as post_save; this one never does.")
+    if options.action and signal in (pre_save, post_save):
+        raise ConnectError(f"{where}: action= needs m2m_changed; a save has no action. Use created= to tell saves apart.")
+
+
+def lets_through(options: SendingOptions, sending: Sending, receiver: str) -> bool:
+    """Decide whether a sending is one that the connection is for; the cheapest question comes first."""
+    kwargs = sending.kwargs
+    if kwargs.get("raw") is True and not options.raw:
+        return False
+    if options.created is not None and kwargs.get("created") is not options.created:
+        return False
+    if options.family is not None and not (isinstance(sending.sender, type) and issubclass(sending.sender, options.family)):
+        return False
+    if options.exclude is not None and any(_is_excluded(sending.sender, entry) for entry in options.exclude):
+        return False
+    if options.action is not None and not _any_match(kwargs.get("action"), options.action):
+        return False
+    if options.changed is not None and not _has_changed(options.changed, sending):
+        return False
+    return options.when is None or _ask(options.when, sending, receiver)
+
+
+def _is_excluded(sender: Any, entry: Any) -> bool:
+    if isinstance(entry, str) and isinstance(sender, type) and issubclass(sender, Model):
+        return str(sender._meta.label_lower) == entry.lower()
+    return sender is entry
+
+
+def _any_match(action: Any, patterns: Iterable[str]) -> bool:
+    return isinstance(action, str) and any(fnmatch.fnmatchcase(action, pattern) for pattern in patterns)
+
+
+def _has_changed(names: tuple[str, ...], sending: Sending) -> bool:
+    if sending.kwargs.get("created") is True:
+        return True
+    instance, model = sending.kwargs.get("instance"), sending.sender
+    if not isinstance(instance, Model):
+        return True
+    if not changes.is_watched(model, names):
+        logger.warning(
+            "changed=%r on the task of a plain %s.connect() begins to work with the instances loaded from now on. "
+            "Use receiver_task() or connect(), which know the model beforehand.",
+            names,
+            "post_save",
+        )
+        changes.watch(model, names)
+        return True
+    return bool(changes.changes_of(instance, names))
+
+
+def _ask(when: Callable[..., Any], sending: Sending, receiver: str) -> bool:
+    available = {**sending.kwargs, "sender": sending.sender, "signal": sending.signal}
+    try:
+        return bool(when(**accepted(when, available)))
+    except Exception:
+        if conf.get().STRICT:
+            raise
+        logger.exception("when= of %s raised; the event is sent all the same.", receiver)
+        return True
+
+
+def accepted(function: Callable[..., Any], available: dict[str, Any]) -> dict[str, Any]:
+    """Return those of some arguments that a function can be given by name."""
+    named, takes_all = parameters(function)
+    return dict(available) if takes_all else {name: available[name] for name in named if name in available}
+
+
+def parameters(function: Callable[..., Any]) -> tuple[dict[str, bool], bool]:
+    """Return a function's parameters, name -> whether it is required, and whether it has ``**kwargs``."""
+    found = inspect.signature(function).parameters.values()
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    named = {p.name: p.default is p.empty for p in found if p.kind in by_name}
+    return named, any(p.kind is p.VAR_KEYWORD for p in found)

@@ -1,0 +1,219 @@
+"""Hand messages to the broker in bounded time, whatever the broker does.
+
+One daemon thread per process publishes, on a connection of its own; the caller waits for it, but never longer than
+``PUBLISH_TIMEOUT``. Some transports wait for minutes on a peer that accepts and never answers, and no option of theirs
+bounds the whole; leaving the thread behind does. After a failure a circuit breaker refuses at once for a while, so that a
+dead broker costs a request nothing more.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any
+
+from celery import Celery, current_app
+from celery._state import _get_active_apps
+from celery.loaders.default import Loader as FallbackLoader
+from kombu import Connection
+from kombu.exceptions import OperationalError
+
+from . import conf
+from .exceptions import PublishError, PublishTimeout
+
+logger = logging.getLogger(__name__)
+
+Publish = Callable[[Any], Any]  # given a kombu Producer
+
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds for which the open breaker refuses; doubled at each failure
+
+
+def project_app() -> Celery:
+    """Return the project's Celery app, also in threads started before it was loaded.
+
+    A ``@shared_task`` touched too early makes Celery fall back to an unconfigured app, which then stays the default of every
+    thread but the one that loads the project's own. Publishing there would go to ``amqp://localhost``.
+    """
+    app: Any = current_app._get_current_object()
+    if isinstance(app.loader, FallbackLoader):
+        others = [other for other in _get_active_apps() if not isinstance(other.loader, FallbackLoader)]
+        if len(others) == 1:
+            return others[0]
+    return app
+
+
+class Breaker:
+    """Refuses for a while after a failure; then lets one caller try, and closes when that succeeds."""
+
+    def __init__(self) -> None:
+        """Begin closed."""
+        self._lock = threading.Lock()
+        self._pause = 0.0
+        self._open_until = 0.0
+
+    def allows(self) -> bool:
+        """Tell whether to try now; of several callers after a pause, only the first may."""
+        with self._lock:
+            now = time.monotonic()
+            if now < self._open_until:
+                return False
+            if self._pause:
+                self._open_until = now + self._pause
+            return True
+
+    def failed(self) -> None:
+        """Open, for twice as long as the last time."""
+        with self._lock:
+            self._pause = min(max(self._pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
+            self._open_until = time.monotonic() + self._pause
+
+    def succeeded(self) -> None:
+        """Close."""
+        with self._lock:
+            self._pause = self._open_until = 0.0
+
+
+class Line:
+    """One thread and its connection to the broker."""
+
+    def __init__(self, app: Celery) -> None:
+        """Start the thread; it connects when there is something to publish."""
+        self.app, self.pid = app, os.getpid()
+        self.left = False  # nobody waits for it any more
+        self._work: queue.SimpleQueue[tuple[Publish, Future[None]]] = queue.SimpleQueue()
+        self._connection: Connection | None = None
+        self._producer: Any = None
+        threading.Thread(target=self._run, name="django-celery-signals-publisher", daemon=True).start()
+
+    def submit(self, publish: Publish) -> Future[None]:
+        """Queue one publication and return what will become of it; it sees the caller's context variables."""
+        done: Future[None] = Future()
+        context = contextvars.copy_context()
+        self._work.put((lambda producer: context.run(publish, producer), done))
+        return done
+
+    def _run(self) -> None:
+        while not self.left:
+            publish, done = self._work.get()
+            if done.set_running_or_notify_cancel():
+                self._settle(publish, done)
+        self._close()
+
+    def _settle(self, publish: Publish, done: Future[None]) -> None:
+        try:
+            self._publish(publish)
+        except BaseException as error:  # handed to the caller, whatever it is
+            self._close()
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    def _publish(self, publish: Publish) -> None:
+        """Publish; over a kept connection that turns out to be dead, once more over a new one."""
+        kept = self._connection
+        if kept is None:
+            self._connect()
+            publish(self._producer)
+            return
+        try:
+            publish(self._producer)
+        except (*kept.recoverable_connection_errors, *kept.recoverable_channel_errors):
+            self._close()
+            if self.left:
+                raise
+            self._connect()
+            publish(self._producer)
+
+    def _connect(self) -> None:
+        self._connection = connection_for(self.app)
+        self._producer = self.app.amqp.Producer(self._connection, auto_declare=False)
+
+    def _close(self) -> None:
+        connection, self._connection, self._producer = self._connection, None, None
+        if connection is not None:
+            try:
+                connection.release()
+            except Exception as error:
+                logger.debug("Closing the publisher's connection failed: %r", error)
+
+
+def connection_for(app: Celery) -> Connection:
+    """Return a new connection that tries each of the broker's hosts once, and fails in time where the transport can."""
+    timeout = conf.get().PUBLISH_TIMEOUT
+    connection = app.connection_for_write(connect_timeout=timeout)
+    once = {"max_retries": max(len(connection.alt) - 1, 0), "interval_start": 0, "interval_step": 0, "interval_max": 0}
+    bounded: dict[str, Any] = {}
+    if connection.transport_cls in ("amqp", "amqps", "pyamqp"):
+        bounded = {"confirm_publish": True}  # sent means: the broker has it, not: it is in a socket's buffer
+    elif connection.transport_cls in ("redis", "rediss", "sentinel"):
+        bounded = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
+    connection.transport_options = {**bounded, **connection.transport_options, **once}
+    return connection
+
+
+def is_outage(app: Celery, error: BaseException) -> bool:
+    """Tell whether an error speaks of the broker rather than of the message."""
+    return isinstance(error, (OperationalError, OSError, *app.connection_for_write().connection_errors))
+
+
+class Publisher:
+    """Publishes on a line per app, in the order of the calls of a thread, each in bounded time."""
+
+    def __init__(self) -> None:
+        """Begin without a line."""
+        self._lock = threading.Lock()
+        self._lines: dict[int, Line] = {}
+        self.breaker = Breaker()
+
+    def publish(self, app: Celery, publish: Publish) -> None:
+        """Run one publication and wait until the broker has the message.
+
+        Args:
+            app: the Celery app whose broker it is for.
+            publish: given a ``kombu.Producer``, sends the message with it.
+
+        Raises:
+            PublishTimeout: after ``PUBLISH_TIMEOUT``; whether the message arrived is unknown.
+            PublishError: when the broker refuses it, or refused another one a moment ago.
+        """
+        if not self.breaker.allows():
+            raise PublishError("The broker failed a moment ago and is left alone for a while (circuit breaker).")
+        line, timeout = self._line(app), conf.get().PUBLISH_TIMEOUT
+        done = line.submit(publish)
+        try:
+            error = done.exception(timeout)
+        except FutureTimeout:
+            done.cancel()
+            line.left = True
+            self.breaker.failed()
+            raise PublishTimeout(f"The broker did not take the message within PUBLISH_TIMEOUT = {timeout:g} s.") from None
+        if error is None:
+            self.breaker.succeeded()
+            return
+        if is_outage(app, error):
+            self.breaker.failed()
+        raise PublishError(f"The broker did not take the message: {type(error).__name__}: {error}") from error
+
+    def _line(self, app: Celery) -> Line:
+        with self._lock:
+            line = self._lines.get(id(app))
+            if line is None or line.left or line.app is not app or line.pid != os.getpid():
+                line = self._lines[id(app)] = Line(app)
+            return line
+
+
+_publishers: list[tuple[int, Publisher]] = []
+
+
+def publisher() -> Publisher:
+    """Return this process's publisher. A forked child gets its own, and never closes the sockets it inherited."""
+    if not _publishers or _publishers[-1][0] != os.getpid():
+        _publishers.append((os.getpid(), Publisher()))
+    return _publishers[-1][1]

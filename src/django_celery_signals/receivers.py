@@ -1,0 +1,307 @@
+"""Declare receivers and connect them: ``receiver_task``, ``connect``, ``disconnect``, and the registry of connections."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from celery import Task, shared_task
+from celery.local import Proxy
+from django.core.signals import got_request_exception, request_finished, request_started
+from django.db.models import signals as model_signals
+from django.dispatch import Signal
+
+from . import changes, names, options
+from .bridge import Spelling, Target, check_signal, send, target_of
+from .exceptions import ConnectError
+from .senders import each_sender, label_of
+from .task import ReceiverTask
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """One entry of the registry: a receiver, connected to a signal and a sender."""
+
+    receiver: str  # name of the task
+    signal: Signal
+    sender: Any  # as Django knows it; None: every sender
+    dispatch_uid: Any
+    options: options.SendingOptions
+
+
+_connections: dict[tuple[Any, ...], Connection] = {}
+
+
+def connections() -> list[Connection]:
+    """Return what ``connect`` and ``receiver_task`` have connected; a plain ``signal.connect`` leaves no entry."""
+    return list(_connections.values())
+
+
+def receiver_task(
+    signal: Signal | Iterable[Signal],
+    /,
+    *,
+    sender: Any = None,
+    dispatch_uid: Any = None,
+    signal_name: str | None = None,
+    subclasses: bool = False,
+    **given: Any,
+) -> Callable[[Any], Any]:
+    """Make a function a Celery shared task and connect it to a signal; it then runs in a worker.
+
+    Stacks like Django's ``@receiver``. An existing task is only connected. Connecting twice is harmless.
+
+    Args:
+        signal: one signal, or several.
+        sender: as for ``Signal.connect``; also ``"app.Model"``, ``"app.Model.field"`` for a many-to-many relation's through
+            model, and a list of these.
+        dispatch_uid: as for ``Signal.connect``; tells apart two connections of one task to one signal and sender.
+        signal_name: the name the signal travels under, where no module, class or dictionary of a module holds it.
+        subclasses: also receive what subclasses of ``sender`` send.
+        given: sending options of this connection, running options of the task, and any option of a Celery task.
+
+    Raises:
+        ConnectError: for a declaration that can never work.
+    """
+    sending = {name: given.pop(name) for name in list(given) if name in options.NAMES}
+
+    def declare(function: Any) -> Any:
+        task = function if _is_task(function) else _make_task(function, given)
+        if task is function and given:
+            raise ConnectError(
+                f"receiver_task: {task.name} is a task already, so {', '.join(sorted(given))} would be ignored. "
+                "Give these options where the task is made: in its own decorator, or in the lowest @receiver_task."
+            )
+        where = {"dispatch_uid": dispatch_uid, "signal_name": signal_name, "subclasses": subclasses}
+        _connect(signal, _name_of(task), _body_of(task, function), sender, where, sending)
+        return task
+
+    return declare
+
+
+def connect(
+    signal: Signal | Iterable[Signal],
+    task: Any,
+    /,
+    *,
+    sender: Any = None,
+    dispatch_uid: Any = None,
+    signal_name: str | None = None,
+    subclasses: bool = False,
+    **given: Any,
+) -> None:
+    """Connect a task to a signal, as ``signal.connect(task.delay, ...)`` does, with sending options.
+
+    Args:
+        signal: one signal, or several.
+        task: a task whose class is :class:`ReceiverTask`, or one of its ``delay``, ``apply_async``, ``delay_on_commit``.
+        sender: see :func:`receiver_task`, also for the arguments below.
+        dispatch_uid: see there.
+        signal_name: see there.
+        subclasses: see there.
+        given: sending options.
+
+    Raises:
+        ConnectError: for a connection that can never work.
+    """
+    where = {"dispatch_uid": dispatch_uid, "signal_name": signal_name, "subclasses": subclasses}
+    _connect(signal, _name_of(task), _body_of(task, None), sender, where, given)
+
+
+def disconnect(
+    signal: Signal | Iterable[Signal], task: Any, /, *, sender: Any = None, dispatch_uid: Any = None, subclasses: bool = False
+) -> bool:
+    """Undo a connection, however it was made; return whether there was one.
+
+    Args:
+        signal: as it was connected.
+        task: the task, or any spelling of it.
+        sender: as it was connected.
+        dispatch_uid: as it was connected.
+        subclasses: as it was connected.
+    """
+    name, found = _name_of(task), []
+
+    def undo(one: Signal, resolved: Any) -> None:
+        key, django_sender, uid = _identity(name, one, resolved, dispatch_uid, subclasses)
+        known = _connections.pop(key, None)
+        gone = Signal.disconnect(one, _spelling(name), sender=django_sender, dispatch_uid=uid)
+        found.append(gone or known is not None)
+
+    for one in _each_signal(signal):
+        each_sender(sender, partial(undo, one), f"disconnect({name})", subclasses=subclasses)
+    return any(found)
+
+
+# The task --------------------------------------------------------------------------------------------------------
+
+_declared: dict[tuple[str, str], tuple[str, Any]] = {}  # (file, qualified name) -> (module, task)
+
+
+def _make_task(function: Any, given: dict[str, Any]) -> Any:
+    if not callable(function) or not hasattr(function, "__name__"):
+        raise ConnectError(f"receiver_task decorates a function or a task; {function!r} is neither.")
+    _check_task_options(function, given)
+    # One file imported as two modules ("shop.receivers" and "site.shop.receivers") would receive everything twice.
+    place = (getattr(getattr(function, "__code__", None), "co_filename", ""), function.__qualname__)
+    module, known = _declared.get(place, (function.__module__, None))
+    if module != function.__module__ and "name" not in given:
+        return known
+    named = {"name": f"{function.__module__}.{function.__name__}", "base": ReceiverTask, **given}
+    task = shared_task(**named)(function)
+    _names[id(task)] = (named["name"], task)
+    _bodies[named["name"]] = (function, bool(given.get("bind")))
+    _declared[place] = (function.__module__, task)
+    return task
+
+
+# What is known of a shared task without asking its Proxy, which would make Celery choose an app too early.
+_names: dict[int, tuple[str, Any]] = {}
+_bodies: dict[str, tuple[Callable[..., Any], bool]] = {}
+
+
+def _check_task_options(function: Any, given: dict[str, Any]) -> None:
+    base = given.get("base")
+    if base is not None and not (isinstance(base, type) and issubclass(base, ReceiverTask)):
+        raise ConnectError(f"receiver_task({function.__name__}): base={base!r} must be a subclass of ReceiverTask.")
+    own = (*options.NAMES, *options.RUNNING_NAMES, "sender", "dispatch_uid", "signal_name", "subclasses")
+    for name in given:
+        close = difflib.get_close_matches(name, own, n=1, cutoff=0.8)
+        if close and name not in own and not hasattr(Task, name):
+            raise ConnectError(f"receiver_task({function.__name__}): unknown option {name}=. Did you mean {close[0]}=?")
+
+
+def _is_task(thing: Any) -> bool:
+    return type(thing) is Proxy or isinstance(thing, (Task, Spelling))
+
+
+def _name_of(task: Any) -> str:
+    """Return a task's name, for any spelling of it.
+
+    Raises:
+        ConnectError: for what is no receiver task, with the remedy.
+    """
+    if id(task) in _names and _names[id(task)][1] is task:
+        return _names[id(task)][0]
+    if isinstance(task, Spelling):
+        return str(task.__self__.name)
+    if isinstance(task, Task) and not isinstance(task, ReceiverTask):
+        raise ConnectError(
+            f"The task {task.name!r} is not a ReceiverTask. Declare it with @shared_task(base=ReceiverTask), or give the whole "
+            "project Celery(..., task_cls='django_celery_signals:ReceiverTask')."
+        )
+    if not isinstance(task, Task):
+        raise ConnectError(f"{task!r} is not a Celery task. Decorate it: @receiver_task(signal, sender=...).")
+    return str(task.name)
+
+
+def _body_of(task: Any, function: Any) -> tuple[Callable[..., Any], bool] | None:
+    """Return the function a task runs and whether it is given the task itself first, as far as that is known by now."""
+    name = _name_of(task)
+    if name in _bodies:
+        return _bodies[name]
+    if isinstance(task, Spelling):
+        bound = getattr(task.call, "__self__", None)
+        return (bound.run, False) if bound is not None else None
+    return (task.run, False)
+
+
+# The connection --------------------------------------------------------------------------------------------------
+
+
+def _connect(
+    signal: Signal | Iterable[Signal],
+    name: str,
+    body: tuple[Callable[..., Any], bool] | None,
+    sender: Any,
+    where: dict[str, Any],
+    given: dict[str, Any],
+) -> None:
+    place = f"receiver {name}"
+    own = options.read(given, place)
+    for one in _each_signal(signal):
+        if where["signal_name"]:
+            names.name_signal(one, where["signal_name"])
+        check_signal(one, name)
+        _check_parameters(one, name, body)
+        options.check_against_signal(own, one, sender, place)
+        if own.changed and where["subclasses"]:
+            raise ConnectError(f"{place}: changed= keeps values per model; list the models instead of subclasses=True.")
+        link = partial(_link, one, name, own, where["dispatch_uid"], where["subclasses"])
+        each_sender(sender, link, place, subclasses=where["subclasses"])
+
+
+def _link(signal: Signal, name: str, own: options.SendingOptions, dispatch_uid: Any, subclasses: bool, sender: Any) -> None:
+    """Connect one signal and one sender, now that the sender is known; a repetition with other options replaces."""
+    key, django_sender, uid = _identity(name, signal, sender, dispatch_uid, subclasses)
+    if subclasses:
+        own = options.replace(own, family=sender)
+    if own.changed:
+        changes.watch(sender, own.changed)
+    known = _connections.get(key)
+    if known is not None and known.options != own:
+        Signal.disconnect(signal, _spelling(name), sender=django_sender, dispatch_uid=uid)
+    _connections[key] = Connection(receiver=name, signal=signal, sender=sender, dispatch_uid=dispatch_uid, options=own)
+    # Signal's own method: a ModelSignal would look a string up as a model, and each_sender() has done that.
+    Signal.connect(signal, _spelling(name, own), sender=django_sender, weak=False, dispatch_uid=uid)
+    if not names.signal_name(signal):
+        names.name_signal(signal, f"connection:{name}:{label_of(sender)}")
+
+
+def _identity(name: str, signal: Signal, sender: Any, dispatch_uid: Any, subclasses: bool) -> tuple[tuple[Any, ...], Any, Any]:
+    """Return the registry's key, and the sender and dispatch_uid by which Django knows the connection."""
+    key = (name, id(signal), id(sender), dispatch_uid, subclasses)
+    if not subclasses:
+        return key, sender, dispatch_uid
+    return key, None, dispatch_uid or f"django_celery_signals:{name}:{label_of(sender)}:subclasses"
+
+
+def _spelling(name: str, own: options.SendingOptions | None = None) -> Spelling:
+    target: Target = target_of(name)
+    return Spelling(send, target, own=own)
+
+
+def _each_signal(signal: Signal | Iterable[Signal]) -> Iterator[Signal]:
+    for one in [signal] if isinstance(signal, Signal) else list(signal):
+        if not isinstance(one, Signal):
+            raise ConnectError(f"{one!r} is not a django.dispatch.Signal.")
+        yield one
+
+
+# The receiver's parameters -----------------------------------------------------------------------------------------
+
+_ALWAYS = {"sender", "signal", "event"}
+_SENT: dict[Signal, set[str]] = {
+    model_signals.pre_save: {"instance", "raw", "using", "update_fields"},
+    model_signals.post_save: {"instance", "created", "raw", "using", "update_fields"},
+    model_signals.pre_delete: {"instance", "using", "origin"},
+    model_signals.post_delete: {"instance", "using", "origin"},
+    model_signals.m2m_changed: {"instance", "action", "reverse", "model", "pk_set", "using", "raw"},
+    request_started: {"environ", "scope"},
+    request_finished: set(),
+    got_request_exception: {"request"},
+}
+
+
+def _check_parameters(signal: Signal, name: str, body: tuple[Callable[..., Any], bool] | None) -> None:
+    """Refuse a function with a parameter that a signal of Django's never fills, or that cannot be given by name."""
+    if body is None:
+        return
+    function, skip_first = body
+    found = list(inspect.signature(function).parameters.values())[skip_first:]
+    required = [p for p in found if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    for parameter in required:
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise ConnectError(f"{name}: the parameter {parameter.name!r} is positional-only, but signals pass names. Drop the '/'.")
+        if signal in _SENT and parameter.name not in _SENT[signal] | _ALWAYS:
+            sent = ", ".join(sorted(_SENT[signal] | _ALWAYS))
+            raise ConnectError(
+                f"{name}: {names.short_name(names.signal_name(signal))} never sends {parameter.name!r}, which the function "
+                f"requires. It sends {sent}. Give the parameter a default, or drop it."
+            )
+
+

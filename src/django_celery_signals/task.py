@@ -1,0 +1,98 @@
+"""``ReceiverTask``: a Celery task that a Django signal can call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+from celery.contrib.django.task import DjangoTask
+
+from .bridge import connectable, is_sending, send, target_of
+from .dispatch import ARGUMENT
+from .envelope import summary_of
+from .exceptions import ConnectError
+from .execution import call, execute
+from .options import SendingOptions
+
+ON_MISSING = ("discard", "retry", "fail")
+
+
+class ReceiverTask(DjangoTask):
+    """Base of tasks that can be connected to signals: ``@shared_task(base=ReceiverTask)``, or for a whole project
+    ``Celery("proj", task_cls="django_celery_signals:ReceiverTask")``.
+
+    One rule for ``task(...)``, ``delay``, ``apply_async`` and ``delay_on_commit``: a call with ``signal=`` a Django signal came
+    from one, and is sent; it returns None. Every other call is Celery's own. ``run`` is always the function itself.
+    """
+
+    abstract = True
+
+    #: Run the receiver in a transaction on the event's database: its work there happens as a whole or not at all.
+    atomic: bool = True
+    #: What happens when an instance that travelled by reference is gone: "discard", "retry" or "fail".
+    on_missing: str = "discard"
+    #: Names the task had before, whose messages it still takes.
+    former_names: tuple[str, ...] = ()
+
+    _orig_run: Any = None
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Run here and now; in a worker, run what the message says."""
+        request = self.request
+        if is_sending(kwargs) and kwargs["signal"] is not (request.kwargs or {}).get("signal"):
+            return send(target_of(str(self.name)), SendingOptions(), kwargs)
+        if request.called_directly:
+            return super().__call__(*args, **kwargs)
+        if ARGUMENT in kwargs:
+            return execute(self, kwargs[ARGUMENT])
+        return call(self.run, *args, **kwargs)
+
+    @connectable
+    def delay(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Call the task in a worker; connected to a signal, be its receiver."""
+        return DjangoTask.delay(self, *args, **kwargs)
+
+    @connectable
+    def delay_on_commit(self, /, *args: Any, **kwargs: Any) -> None:
+        """Call the task in a worker after the commit; connected to a signal, be its receiver."""
+        DjangoTask.delay_on_commit(self, *args, **kwargs)
+
+    @connectable
+    def apply_async(self, /, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Call the task in a worker, with Celery's options; connected to a signal, be its receiver."""
+        if kwargs and ARGUMENT in kwargs:
+            options.setdefault("argsrepr", summary_of(kwargs[ARGUMENT]))
+            options.update(kwargsrepr="{}", ignore_result=True, add_to_parent=False)
+        return DjangoTask.apply_async(self, args, kwargs, **options)
+
+    @classmethod
+    def on_bound(cls, app: Celery) -> None:
+        """Check the running options, take messages under former names, and exempt events from Celery's argument check.
+
+        Raises:
+            ConnectError: for a running option that cannot be.
+        """
+        super().on_bound(app)
+        if not isinstance(cls.atomic, bool):
+            raise ConnectError(f"task {cls.name}: atomic={cls.atomic!r} cannot be; it must be True or False.")
+        if cls.on_missing not in ON_MISSING:
+            raise ConnectError(f"task {cls.name}: on_missing={cls.on_missing!r} cannot be; it must be one of {ON_MISSING}.")
+        if isinstance(cls.former_names, str):
+            raise ConnectError(f"task {cls.name}: former_names={cls.former_names!r} must be a list of names.")
+        # app.tasks would finish loading the app while it is still making this very task.
+        for name in cls.former_names:
+            app._tasks.setdefault(name, app._tasks[cls.name])  # type: ignore[attr-defined]
+        _let_events_pass(cls)
+
+
+def _let_events_pass(cls: Any) -> None:
+    """Celery checks a call against the function's signature before it publishes; an envelope has its own."""
+    check = getattr(cls, "__header__", None)
+    if check is None or getattr(check, "lets_events_pass", False):
+        return
+
+    def check_unless_event(*args: Any, **kwargs: Any) -> Any:
+        return None if ARGUMENT in kwargs else check(*args, **kwargs)
+
+    check_unless_event.lets_events_pass = True  # type: ignore[attr-defined]
+    cls.__header__ = staticmethod(check_unless_event)
