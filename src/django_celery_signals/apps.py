@@ -11,8 +11,8 @@ from . import conf
 class DjangoCelerySignalsConfig(AppConfig):
     """Import the modules named by ``AUTODISCOVER`` of every installed app, in every process.
 
-    Celery's own autodiscovery is lazy and happens in workers only: without this, a web process would connect nothing and
-    send nothing, silently.
+    Celery's own autodiscovery is lazy and happens in workers only: without this, a web process would connect nothing
+    and send nothing, silently.
     """
 
     name = "django_celery_signals"

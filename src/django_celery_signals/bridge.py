@@ -1,8 +1,8 @@
 """What a signal calls: one receiver per task, however it is spelled, which turns a sending into a message.
 
 ``task.delay`` is another bound method at every access, and after the project's app is configured the task is another
-object. Django tells receivers apart by the identities of ``__self__`` and ``__func__`` and holds them weakly by default. So
-every spelling of a task has the same two: the task's :class:`Target`, kept for ever, and :func:`send`.
+object. Django tells receivers apart by the identities of ``__self__`` and ``__func__`` and holds them weakly by
+default. So every spelling of a task has the same two: the task's :class:`Target`, kept for ever, and :func:`send`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any
 from django.contrib.auth.signals import user_login_failed
 from django.core.signals import got_request_exception
 from django.db import DEFAULT_DB_ALIAS, connections, router
+from django.db.backends.signals import connection_created
 from django.db.models import Model
 from django.db.models.signals import class_prepared, post_delete, post_init, pre_delete, pre_init, pre_save
-from django.db.backends.signals import connection_created
 from django.dispatch import Signal
 
 from . import conf, names
 from .dispatch import dispatch, lose
 from .envelope import Sending, write
-from .exceptions import ConnectError, LoopDetected, PublishError
+from .exceptions import ConnectError, LoopDetected
 from .options import SendingOptions, lets_through, merged
 from .publisher import project_app
 from .signals import LIFECYCLE
@@ -165,8 +165,8 @@ def check_signal(signal: Signal, receiver: str) -> None:
     if reason is not None:
         name = names.short_name(names.signal_name(signal))
         raise ConnectError(
-            f"{receiver} cannot be connected to {name}: {reason}. Connect a plain function, and let that call the task if "
-            "some of the work can wait."
+            f"{receiver} cannot be connected to {name}: {reason}. Connect a plain function, and let that call the task "
+            "if some of the work can wait."
         )
 
 

@@ -1,7 +1,8 @@
 """What ``changed=`` needs: the last loaded or saved values of the watched fields, kept only on models that use it.
 
-The values hang on the instance, so they live as long as it does. A save inside a transaction is remembered only as long as
-the transaction is: when it or its savepoint rolls back, the values from before count again, and saving once more sends.
+The values hang on the instance, so they live as long as it does. A save inside a transaction counts only while it may
+still be committed: when the transaction or its savepoint rolls back, the values from before count again, and saving
+once more sends.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def _before_save(instance: models.Model, **_: Any) -> None:
 
 
 def _standing(instance: models.Model) -> Values:
-    values = instance.__dict__.setdefault(_ATTRIBUTE, Values({}))
+    values: Values = instance.__dict__.setdefault(_ATTRIBUTE, Values({}))
     standing = values.standing()
     instance.__dict__[_ATTRIBUTE] = standing
     return standing

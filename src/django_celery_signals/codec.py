@@ -1,8 +1,8 @@
 """Typed values to plain JSON and back, exactly; and the registry that third parties extend.
 
-JSON's own types travel as they are. Everything else becomes a JSON object ``{"$": tag, "v": payload}``, and a dictionary
-that could be taken for one is itself wrapped, so that no user data can pass for a tag. Decoding imports nothing and runs
-no code of the classes it names beyond plain construction.
+JSON's own types travel as they are. Everything else becomes a JSON object ``{"$": tag, "v": payload}``, and a
+dictionary that could be taken for one is itself wrapped, so that no user data can pass for a tag. Decoding imports
+nothing and runs no code of the classes it names beyond plain construction.
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ _by_type: dict[type | str, Codec] = {}
 _by_tag: dict[str, Codec] = {}
 
 
-def register_codec(
-    cls: type | str, *, tag: str, encode: Encode, decode: Decode, subclasses: bool = False
-) -> None:
+def register_codec(cls: type | str, *, tag: str, encode: Encode, decode: Decode, subclasses: bool = False) -> None:
     """Teach the codec a type; call it where both the web process and the worker import it.
 
     Args:
@@ -219,7 +217,7 @@ class Decoder:
                 raise
             raise DecodeError(f"The envelope's value with the tag {tag!r} cannot be read: {error!r:.200}") from error
 
-    def instance(self, index: int) -> Any:
+    def instance(self, index: Any) -> Any:
         """Return the model instance at an index of the table, the same object every time."""
         if index not in self._made:
             if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(self.objects):
@@ -232,3 +230,38 @@ class Decoder:
         if not isinstance(nodes, list):
             raise DecodeError(f"The envelope holds {type(nodes).__name__} where a list belongs.")
         return (self.decode(node) for node in nodes)
+
+
+# For codecs ------------------------------------------------------------------------------------------------------
+
+
+def exactly(payload: Any, cls: type) -> Any:
+    """Return a payload that is of exactly this type.
+
+    Raises:
+        DecodeError: when it is not.
+    """
+    if type(payload) is not cls:
+        raise DecodeError(f"expected {cls.__name__}, found {type(payload).__name__}")
+    return payload
+
+
+def known(value: Any, name: str | None, reason: str) -> str:
+    """Return a name that a value travels by.
+
+    Raises:
+        Unencodable: when there is none, for this reason.
+    """
+    if not name:
+        raise Unencodable(value, reason)
+    return name
+
+
+def pairs(value: Any, encoder: Encoder) -> list[Any]:
+    """Return the items of a dictionary whose keys need not be strings."""
+    return [[encoder.encode(key), encoder.encode(item)] for key, item in dict.items(value)]
+
+
+def from_pairs(payload: Any, decoder: Decoder) -> list[tuple[Any, Any]]:
+    """Return the items that :func:`pairs` wrote."""
+    return [(decoder.decode(key), decoder.decode(item)) for key, item in payload]

@@ -24,7 +24,9 @@ class Settings:
     GUARANTEE: str = "on_commit"  # of receivers that name none
     STRICT: bool = False  # raise at the sending what could only be carried as a stand-in; for tests and development
     AUTODISCOVER: tuple[str, ...] = ("receivers", "tasks")  # modules of every app, imported in every process
-    SENSITIVE_FIELDS: tuple[str, ...] = ()  # left out of snapshots: "field" or "app.Model.field", beside the built-in words
+    SENSITIVE_FIELDS: tuple[
+        str, ...
+    ] = ()  # left out of snapshots: "field" or "app.Model.field", beside the built-in words
     PUBLISH_TIMEOUT: float = 2.0  # seconds a request waits for the broker, at most
     MAX_DEPTH: int = 8  # how many receivers may have caused one another before a sending is refused
     REQUEST_EXTRAS: tuple[str, ...] = ()  # of a request, beside its facts: "query_string", "session_key"
@@ -69,7 +71,8 @@ def read(given: Mapping[str, Any]) -> Settings:
         accepts, wanted = _RULES[key]
         if not accepts(value):
             raise SettingsError(f"{NAME}[{key!r}] is {value!r}, but must be {wanted}.")
-    return Settings(**{key: tuple(value) if _are_strings(value) else value for key, value in given.items()})
+    typed: dict[str, Any] = {key: tuple(value) if _are_strings(value) else value for key, value in given.items()}
+    return Settings(**typed)
 
 
 @cache

@@ -7,16 +7,17 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from celery import Celery
 from django.db import connections, transaction
 
-from .envelope import Envelope, seal
+from .envelope import Envelope
 from .exceptions import PublishError, SignalTaskError
 from .publisher import project_app, publisher
 from .signals import event_lost, event_sent, tell
+from .wire import seal
 
 logger = logging.getLogger(__name__)
 
@@ -70,10 +71,11 @@ def on_commit(message: Message) -> None:
     connection = connections[using]
     if not connection.in_atomic_block and not connection.get_autocommit():
         raise transaction.TransactionManagementError(
-            f"{message.envelope.event.receiver}: autocommit is off on {using!r} and no atomic() block is open, so Django cannot "
-            "tell when this sending commits. Open an atomic() block, or connect the receiver with guarantee='immediate'."
+            f"{message.envelope.event.receiver}: autocommit is off on {using!r} and no atomic() block is open, so "
+            "Django cannot tell when this sending commits. Open an atomic() block, or connect the receiver with "
+            "guarantee='immediate'."
         )
-    # Robust, so that a failing one stops neither the others nor the request; but an eager receiver's error is for the test.
+    # Robust: a failing one stops neither the others nor the request. But an eager receiver's error is for the test.
     transaction.on_commit(lambda: publish_or_lose(message), using=using, robust=not _errors_propagate())
 
 
@@ -97,7 +99,9 @@ def publish(message: Message) -> None:
     app, event = project_app(), message.envelope.event
     task: Any = app.tasks.get(event.receiver)
     if task is None:
-        raise PublishError(f"The Celery app {app.main!r} has no task {event.receiver!r}; import its module in this process.")
+        raise PublishError(
+            f"The Celery app {app.main!r} has no task {event.receiver!r}; import its module in this process."
+        )
     options = {**_lineage(app), **message.options, "argsrepr": message.envelope.summary}
 
     def send(producer: Any = None) -> None:
@@ -133,7 +137,7 @@ def _absolute(options: dict[str, Any]) -> dict[str, Any]:
     expires = options.get("expires")
     if isinstance(expires, (int, float)):
         expires = timedelta(seconds=expires)
-    return {**options, "expires": datetime.now(timezone.utc) + expires} if isinstance(expires, timedelta) else options
+    return {**options, "expires": datetime.now(UTC) + expires} if isinstance(expires, timedelta) else options
 
 
 def _lineage(app: Celery) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from . import conf
@@ -69,7 +69,7 @@ def new_event(receiver: str, signal_name: str, summary: str, using: str) -> Even
         id=own_id,
         signal_name=signal_name,
         receiver=receiver,
-        sent_at=datetime.now(timezone.utc),
+        sent_at=datetime.now(UTC),
         using=using,
         changes={},
         depth=len(chain) - 1,

@@ -99,6 +99,8 @@ class RetryAfter(Ignore):
             reason: what to say in the log.
         """
         if seconds < 0:
-            raise ValueError(f"RetryAfter(seconds={seconds!r}): the delay is in seconds from now and cannot be negative.")
+            raise ValueError(
+                f"RetryAfter(seconds={seconds!r}): the delay is in seconds from now and cannot be negative."
+            )
         super().__init__(str(reason) if reason is not None else f"retry in {seconds:g} s")
         self.seconds = seconds

@@ -19,11 +19,12 @@ from django.db import InterfaceError, OperationalError, close_old_connections, t
 from django.utils import timezone, translation
 
 from . import names
-from .envelope import Envelope, Reader, unseal
+from .envelope import Envelope, Reader
 from .event import Event, running
 from .exceptions import DecodeError, Discard, Fail, InstanceMissing, ReceiverFailed, RetryAfter, UnknownVersion
-from .options import parameters
+from .parameters import parameters
 from .signals import receiver_discarded, receiver_failed, receiver_started, receiver_succeeded, tell
+from .wire import unseal
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +203,7 @@ def _missing(task: Any, event: Event, error: InstanceMissing) -> Exception:
 
 
 def _wait(task: Any) -> float:
-    longest = min(2**task.request.retries, LONGEST_WAIT)
+    longest: int = min(2**task.request.retries, LONGEST_WAIT)
     return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
 
 

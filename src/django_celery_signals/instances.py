@@ -12,7 +12,7 @@ from typing import Any
 
 from django.apps import apps
 from django.contrib.auth import get_user_model
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, ObjectDoesNotExist
 from django.db import connections, models
 from django.db.models.fields.files import FieldFile
 
@@ -23,7 +23,17 @@ from .exceptions import DecodeError, DetachedInstance, InstanceMissing, NotCarri
 Entry = dict[str, Any]
 
 #: A field whose name holds one of these words never travels in a snapshot; ``SENSITIVE_FIELDS`` names more.
-SENSITIVE_WORDS = ("password", "passwd", "passphrase", "secret", "token", "api_key", "apikey", "private_key", "credential")
+SENSITIVE_WORDS = (
+    "password",
+    "passwd",
+    "passphrase",
+    "secret",
+    "token",
+    "api_key",
+    "apikey",
+    "private_key",
+    "credential",
+)
 
 
 class InstanceEncoder(Encoder):
@@ -43,14 +53,14 @@ class InstanceEncoder(Encoder):
     def index(self, instance: models.Model) -> int:
         """Return the place of an instance in the table, entering it when it is new.
 
-        Two objects of one row are one entry while their loaded fields agree. When they differ, one of them is an earlier
-        or unsaved state, which a reference would lose: both become snapshots.
+        Two objects of one row are one entry while their loaded fields agree. When they differ, one of them is an
+        earlier or unsaved state, which a reference would lose: both become snapshots.
         """
         if id(instance) in self.seen:
             return self.seen[id(instance)][0]
         entry = self._entry(instance)
         identity = None if "fields" in entry and entry["fields"]["adding"] else _identity(instance)
-        twin_at, twin = self.seen.get(identity, (None, None)) if identity else (None, None)
+        twin_at, twin = (self.seen.get(identity) if identity else None) or _NOBODY
         if twin_at is not None and _agree(instance, twin):
             self.seen[id(instance)] = (twin_at, instance)
             return twin_at
@@ -82,7 +92,10 @@ class InstanceEncoder(Encoder):
         try:
             return self.strictly(instance.pk)
         except Unencodable:  # e.g. a hash id of a field class of its own
-            return {TAG: "pk", "v": [type(instance)._meta.label, str(_pk_field(type(instance)).get_prep_value(instance.pk))]}
+            return {
+                TAG: "pk",
+                "v": [type(instance)._meta.label, str(_pk_field(type(instance)).get_prep_value(instance.pk))],
+            }
 
     def _fields(self, instance: models.Model) -> Entry:
         """Return what a snapshot holds: values, and the names of what was left out or is not known."""
@@ -121,6 +134,9 @@ class InstanceEncoder(Encoder):
         except Exception:  # a field class of the project's own may raise anything
             return self.replace(error)
         return {TAG: "field", "v": [label, field.attname, text]}
+
+
+_NOBODY: tuple[int | None, Any] = (None, None)
 
 
 def _identity(instance: models.Model) -> tuple[Any, ...] | None:
@@ -182,9 +198,7 @@ def _from_field(payload: Any, _: Decoder) -> Any:
 
 
 register("field", tag="field", encode=lambda v, _: v, decode=_from_field)
-register(
-    "pk", tag="pk", encode=lambda v, _: v, decode=lambda p, _: _pk_field(apps.get_model(p[0])).to_python(p[1])
-)
+register("pk", tag="pk", encode=lambda v, _: v, decode=lambda p, _: _pk_field(apps.get_model(p[0])).to_python(p[1]))
 register(
     FieldFile,
     tag="fieldfile",
@@ -196,7 +210,8 @@ register(
 
 def _file(instance: models.Model, field_name: str, name: str | None) -> FieldFile:
     field: Any = type(instance)._meta.get_field(field_name)
-    return field.attr_class(instance, field, name)
+    file: FieldFile = field.attr_class(instance, field, name)
+    return file
 
 
 # Back to instances -----------------------------------------------------------------------------------------------
@@ -226,10 +241,10 @@ def fetch(model: type[models.Model], pk: Any, alias: str | None, deferred: Any =
     known = {field.attname for field in model._meta.concrete_fields}
     try:
         return models.QuerySet(model, using=alias).defer(*known.intersection(deferred)).get(pk=pk)
-    except model.DoesNotExist:
+    except ObjectDoesNotExist:
         raise InstanceMissing(
-            f"{model._meta.label} pk={pk!r} no longer exists in the database {alias!r}. The task's on_missing= says what "
-            "happens then; instance='snapshot' carries the values instead."
+            f"{model._meta.label} pk={pk!r} no longer exists in the database {alias!r}. The task's on_missing= says "
+            "what happens then; instance='snapshot' carries the values instead."
         ) from None
 
 
@@ -242,7 +257,7 @@ def rebuild(model: type[models.Model], alias: str | None, snapshot: Any, decoder
     unset = set(snapshot["unset"])
     known = [field for field in model._meta.concrete_fields if field.attname in values or field.attname in unset]
     instance = model.from_db(
-        alias,  # type: ignore[arg-type]
+        alias,
         [field.attname for field in known],
         [values[field.attname] if field.attname in values else field.get_default() for field in known],
     )
@@ -268,8 +283,8 @@ def detach(instance: models.Model, forbidden: frozenset[str]) -> None:
         wanted = kwargs.get("fields", args[1] if len(args) > 1 else None)
         if withheld := forbidden.intersection(wanted or ()):
             raise NotCarried(
-                f"{label}.{min(withheld)} was left out of the snapshot because it is sensitive. Fetch the row to read it, "
-                "or rename the field, or, for the user model, ask for instance='snapshot'."
+                f"{label}.{min(withheld)} was left out of the snapshot because it is sensitive. Fetch the row to read "
+                "it, or rename the field, or, for the user model, ask for instance='snapshot'."
             )
         type(instance).refresh_from_db(instance, *args, **kwargs)
 

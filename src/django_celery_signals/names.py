@@ -29,7 +29,7 @@ class UnknownSignal(Signal):
         self.name = name
 
     def __repr__(self) -> str:
-        return f"<UnknownSignal {self.name!r}: no imported module of this process holds it; pass signal_name= to connect()>"
+        return f"<UnknownSignal {self.name!r}: no module of this process holds it; pass signal_name= to connect()>"
 
 
 def path_of(thing: Any) -> str | None:

@@ -17,6 +17,7 @@ from django.db.models.signals import m2m_changed, post_save, pre_save
 from . import changes, conf
 from .envelope import Sending
 from .exceptions import ConnectError
+from .parameters import accepted
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,9 @@ def read(given: dict[str, Any], where: str) -> SendingOptions:
             )
         if name not in NAMES:
             raise ConnectError(f"{where}: unknown option {name}=. Sending options are {', '.join(NAMES)}.")
-    values = {name: _several(value) if name in _SEVERAL else value for name, value in given.items() if value is not None}
+    values: dict[str, Any] = {
+        name: _several(value) if name in _SEVERAL else value for name, value in given.items() if value is not None
+    }
     for name, value in values.items():
         accepts, wanted = _RULES[name]
         if not accepts(value):
@@ -97,7 +100,9 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "priority": (lambda value: isinstance(value, int) and 0 <= value <= 255, "a whole number, 0 to 255"),
     "countdown": (_is_seconds, "a number of seconds greater than zero"),
     "expires": (
-        lambda value: _is_seconds(value) or (isinstance(value, timedelta) and value > timedelta()) or isinstance(value, datetime),
+        lambda value: (
+            _is_seconds(value) or (isinstance(value, timedelta) and value > timedelta()) or isinstance(value, datetime)
+        ),
         "seconds greater than zero, a timedelta or a datetime",
     ),
     "exclude": (lambda value: True, "senders"),
@@ -132,7 +137,9 @@ def check_against_signal(options: SendingOptions, signal: Any, sender: Any, wher
     if options.created is not None and signal in (pre_save, m2m_changed):
         raise ConnectError(f"{where}: created= needs a signal that says so, such as post_save; this one never does.")
     if options.action and signal in (pre_save, post_save):
-        raise ConnectError(f"{where}: action= needs m2m_changed; a save has no action. Use created= to tell saves apart.")
+        raise ConnectError(
+            f"{where}: action= needs m2m_changed; a save has no action. Use created= to tell saves apart."
+        )
 
 
 def lets_through(options: SendingOptions, sending: Sending, receiver: str) -> bool:
@@ -142,7 +149,9 @@ def lets_through(options: SendingOptions, sending: Sending, receiver: str) -> bo
         return False
     if options.created is not None and kwargs.get("created") is not options.created:
         return False
-    if options.family is not None and not (isinstance(sending.sender, type) and issubclass(sending.sender, options.family)):
+    if options.family is not None and not (
+        isinstance(sending.sender, type) and issubclass(sending.sender, options.family)
+    ):
         return False
     if options.exclude is not None and any(_is_excluded(sending.sender, entry) for entry in options.exclude):
         return False
@@ -190,17 +199,3 @@ def _ask(when: Callable[..., Any], sending: Sending, receiver: str) -> bool:
             raise
         logger.exception("when= of %s raised; the event is sent all the same.", receiver)
         return True
-
-
-def accepted(function: Callable[..., Any], available: dict[str, Any]) -> dict[str, Any]:
-    """Return those of some arguments that a function can be given by name."""
-    named, takes_all = parameters(function)
-    return dict(available) if takes_all else {name: available[name] for name in named if name in available}
-
-
-def parameters(function: Callable[..., Any]) -> tuple[dict[str, bool], bool]:
-    """Return a function's parameters, name -> whether it is required, and whether it has ``**kwargs``."""
-    found = inspect.signature(function).parameters.values()
-    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    named = {p.name: p.default is p.empty for p in found if p.kind in by_name}
-    return named, any(p.kind is p.VAR_KEYWORD for p in found)

@@ -2,8 +2,8 @@
 
 One daemon thread per process publishes, on a connection of its own; the caller waits for it, but never longer than
 ``PUBLISH_TIMEOUT``. Some transports wait for minutes on a peer that accepts and never answers, and no option of theirs
-bounds the whole; leaving the thread behind does. After a failure a circuit breaker refuses at once for a while, so that a
-dead broker costs a request nothing more.
+bounds the whole; leaving the thread behind does. After a failure a circuit breaker refuses at once for a while, so
+that a dead broker costs a request nothing more.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
 from celery import Celery, current_app
-from celery._state import _get_active_apps
+from celery._state import _get_active_apps  # type: ignore[attr-defined]
 from celery.loaders.default import Loader as FallbackLoader
 from kombu import Connection
 from kombu.exceptions import OperationalError
@@ -38,12 +38,12 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds for which the open breaker ref
 def project_app() -> Celery:
     """Return the project's Celery app, also in threads started before it was loaded.
 
-    A ``@shared_task`` touched too early makes Celery fall back to an unconfigured app, which then stays the default of every
-    thread but the one that loads the project's own. Publishing there would go to ``amqp://localhost``.
+    A ``@shared_task`` touched too early makes Celery fall back to an unconfigured app, which then stays the default of
+    every thread but the one that loads the project's own. Publishing there would go to ``amqp://localhost``.
     """
-    app: Any = current_app._get_current_object()
+    app: Celery = current_app._get_current_object()  # type: ignore[attr-defined]
     if isinstance(app.loader, FallbackLoader):
-        others = [other for other in _get_active_apps() if not isinstance(other.loader, FallbackLoader)]
+        others: list[Celery] = [other for other in _get_active_apps() if not isinstance(other.loader, FallbackLoader)]
         if len(others) == 1:
             return others[0]
     return app
@@ -99,12 +99,20 @@ class Line:
         self._work.put((lambda producer: context.run(publish, producer), done))
         return done
 
+    def leave(self) -> None:
+        """End the thread, once it comes back from what it is doing; what is queued behind that is not published."""
+        self.left = True
+        self._work.put((lambda _: None, Future()))
+
     def _run(self) -> None:
         while not self.left:
             publish, done = self._work.get()
-            if done.set_running_or_notify_cancel():
+            if self._wanted(done):
                 self._settle(publish, done)
         self._close()
+
+    def _wanted(self, done: Future[None]) -> bool:
+        return not self.left and done.set_running_or_notify_cancel()
 
     def _settle(self, publish: Publish, done: Future[None]) -> None:
         try:
@@ -154,7 +162,7 @@ def connection_for(app: Celery) -> Connection:
         bounded = {"confirm_publish": True}  # sent means: the broker has it, not: it is in a socket's buffer
     elif connection.transport_cls in ("redis", "rediss", "sentinel"):
         bounded = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
-    connection.transport_options = {**bounded, **connection.transport_options, **once}
+    connection.transport_options = {**bounded, **(connection.transport_options or {}), **once}
     return connection
 
 
@@ -191,15 +199,24 @@ class Publisher:
             error = done.exception(timeout)
         except FutureTimeout:
             done.cancel()
-            line.left = True
+            line.leave()
             self.breaker.failed()
-            raise PublishTimeout(f"The broker did not take the message within PUBLISH_TIMEOUT = {timeout:g} s.") from None
+            raise PublishTimeout(
+                f"The broker did not take the message within PUBLISH_TIMEOUT = {timeout:g} s."
+            ) from None
         if error is None:
             self.breaker.succeeded()
             return
         if is_outage(app, error):
             self.breaker.failed()
         raise PublishError(f"The broker did not take the message: {type(error).__name__}: {error}") from error
+
+    def close(self) -> None:
+        """Let go of every connection; the next publication opens a new one."""
+        with self._lock:
+            for line in self._lines.values():
+                line.leave()
+            self._lines.clear()
 
     def _line(self, app: Celery) -> Line:
         with self._lock:

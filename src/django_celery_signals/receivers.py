@@ -1,23 +1,21 @@
-"""Declare receivers and connect them: ``receiver_task``, ``connect``, ``disconnect``, and the registry of connections."""
+"""Declare receivers and connect them: ``receiver_task``, ``connect``, ``disconnect``, and the registry."""
 
 from __future__ import annotations
 
 import difflib
-import inspect
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from celery import Task, shared_task
 from celery.local import Proxy
-from django.core.signals import got_request_exception, request_finished, request_started
-from django.db.models import signals as model_signals
 from django.dispatch import Signal
 
 from . import changes, names, options
 from .bridge import Spelling, Target, check_signal, send, target_of
 from .exceptions import ConnectError
+from .parameters import Body, check_parameters
 from .senders import each_sender, label_of
 from .task import ReceiverTask
 
@@ -57,8 +55,8 @@ def receiver_task(
 
     Args:
         signal: one signal, or several.
-        sender: as for ``Signal.connect``; also ``"app.Model"``, ``"app.Model.field"`` for a many-to-many relation's through
-            model, and a list of these.
+        sender: as for ``Signal.connect``; also ``"app.Model"``, ``"app.Model.field"`` for a many-to-many relation's
+            through model, and a list of these.
         dispatch_uid: as for ``Signal.connect``; tells apart two connections of one task to one signal and sender.
         signal_name: the name the signal travels under, where no module, class or dictionary of a module holds it.
         subclasses: also receive what subclasses of ``sender`` send.
@@ -98,7 +96,7 @@ def connect(
 
     Args:
         signal: one signal, or several.
-        task: a task whose class is :class:`ReceiverTask`, or one of its ``delay``, ``apply_async``, ``delay_on_commit``.
+        task: a task of the class :class:`ReceiverTask`, or its ``delay``, ``apply_async`` or ``delay_on_commit``.
         sender: see :func:`receiver_task`, also for the arguments below.
         dispatch_uid: see there.
         signal_name: see there.
@@ -113,7 +111,13 @@ def connect(
 
 
 def disconnect(
-    signal: Signal | Iterable[Signal], task: Any, /, *, sender: Any = None, dispatch_uid: Any = None, subclasses: bool = False
+    signal: Signal | Iterable[Signal],
+    task: Any,
+    /,
+    *,
+    sender: Any = None,
+    dispatch_uid: Any = None,
+    subclasses: bool = False,
 ) -> bool:
     """Undo a connection, however it was made; return whether there was one.
 
@@ -161,7 +165,7 @@ def _make_task(function: Any, given: dict[str, Any]) -> Any:
 
 # What is known of a shared task without asking its Proxy, which would make Celery choose an app too early.
 _names: dict[int, tuple[str, Any]] = {}
-_bodies: dict[str, tuple[Callable[..., Any], bool]] = {}
+_bodies: dict[str, Body] = {}
 
 
 def _check_task_options(function: Any, given: dict[str, Any]) -> None:
@@ -191,15 +195,15 @@ def _name_of(task: Any) -> str:
         return str(task.__self__.name)
     if isinstance(task, Task) and not isinstance(task, ReceiverTask):
         raise ConnectError(
-            f"The task {task.name!r} is not a ReceiverTask. Declare it with @shared_task(base=ReceiverTask), or give the whole "
-            "project Celery(..., task_cls='django_celery_signals:ReceiverTask')."
+            f"The task {task.name!r} is not a ReceiverTask. Declare it with @shared_task(base=ReceiverTask), or give "
+            "the whole project Celery(..., task_cls='django_celery_signals:ReceiverTask')."
         )
     if not isinstance(task, Task):
         raise ConnectError(f"{task!r} is not a Celery task. Decorate it: @receiver_task(signal, sender=...).")
     return str(task.name)
 
 
-def _body_of(task: Any, function: Any) -> tuple[Callable[..., Any], bool] | None:
+def _body_of(task: Any, function: Any) -> Body | None:
     """Return the function a task runs and whether it is given the task itself first, as far as that is known by now."""
     name = _name_of(task)
     if name in _bodies:
@@ -216,7 +220,7 @@ def _body_of(task: Any, function: Any) -> tuple[Callable[..., Any], bool] | None
 def _connect(
     signal: Signal | Iterable[Signal],
     name: str,
-    body: tuple[Callable[..., Any], bool] | None,
+    body: Body | None,
     sender: Any,
     where: dict[str, Any],
     given: dict[str, Any],
@@ -227,7 +231,7 @@ def _connect(
         if where["signal_name"]:
             names.name_signal(one, where["signal_name"])
         check_signal(one, name)
-        _check_parameters(one, name, body)
+        check_parameters(one, name, body)
         options.check_against_signal(own, one, sender, place)
         if own.changed and where["subclasses"]:
             raise ConnectError(f"{place}: changed= keeps values per model; list the models instead of subclasses=True.")
@@ -235,11 +239,13 @@ def _connect(
         each_sender(sender, link, place, subclasses=where["subclasses"])
 
 
-def _link(signal: Signal, name: str, own: options.SendingOptions, dispatch_uid: Any, subclasses: bool, sender: Any) -> None:
+def _link(
+    signal: Signal, name: str, own: options.SendingOptions, dispatch_uid: Any, subclasses: bool, sender: Any
+) -> None:
     """Connect one signal and one sender, now that the sender is known; a repetition with other options replaces."""
     key, django_sender, uid = _identity(name, signal, sender, dispatch_uid, subclasses)
     if subclasses:
-        own = options.replace(own, family=sender)
+        own = replace(own, family=sender)
     if own.changed:
         changes.watch(sender, own.changed)
     known = _connections.get(key)
@@ -252,7 +258,9 @@ def _link(signal: Signal, name: str, own: options.SendingOptions, dispatch_uid: 
         names.name_signal(signal, f"connection:{name}:{label_of(sender)}")
 
 
-def _identity(name: str, signal: Signal, sender: Any, dispatch_uid: Any, subclasses: bool) -> tuple[tuple[Any, ...], Any, Any]:
+def _identity(
+    name: str, signal: Signal, sender: Any, dispatch_uid: Any, subclasses: bool
+) -> tuple[tuple[Any, ...], Any, Any]:
     """Return the registry's key, and the sender and dispatch_uid by which Django knows the connection."""
     key = (name, id(signal), id(sender), dispatch_uid, subclasses)
     if not subclasses:
@@ -270,38 +278,3 @@ def _each_signal(signal: Signal | Iterable[Signal]) -> Iterator[Signal]:
         if not isinstance(one, Signal):
             raise ConnectError(f"{one!r} is not a django.dispatch.Signal.")
         yield one
-
-
-# The receiver's parameters -----------------------------------------------------------------------------------------
-
-_ALWAYS = {"sender", "signal", "event"}
-_SENT: dict[Signal, set[str]] = {
-    model_signals.pre_save: {"instance", "raw", "using", "update_fields"},
-    model_signals.post_save: {"instance", "created", "raw", "using", "update_fields"},
-    model_signals.pre_delete: {"instance", "using", "origin"},
-    model_signals.post_delete: {"instance", "using", "origin"},
-    model_signals.m2m_changed: {"instance", "action", "reverse", "model", "pk_set", "using", "raw"},
-    request_started: {"environ", "scope"},
-    request_finished: set(),
-    got_request_exception: {"request"},
-}
-
-
-def _check_parameters(signal: Signal, name: str, body: tuple[Callable[..., Any], bool] | None) -> None:
-    """Refuse a function with a parameter that a signal of Django's never fills, or that cannot be given by name."""
-    if body is None:
-        return
-    function, skip_first = body
-    found = list(inspect.signature(function).parameters.values())[skip_first:]
-    required = [p for p in found if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    for parameter in required:
-        if parameter.kind is parameter.POSITIONAL_ONLY:
-            raise ConnectError(f"{name}: the parameter {parameter.name!r} is positional-only, but signals pass names. Drop the '/'.")
-        if signal in _SENT and parameter.name not in _SENT[signal] | _ALWAYS:
-            sent = ", ".join(sorted(_SENT[signal] | _ALWAYS))
-            raise ConnectError(
-                f"{name}: {names.short_name(names.signal_name(signal))} never sends {parameter.name!r}, which the function "
-                f"requires. It sends {sent}. Give the parameter a default, or drop it."
-            )
-
-

@@ -1,4 +1,4 @@
-"""The senders a connection names: classes, objects, lazy strings, lists; each resolved now or when its model is loaded."""
+"""The senders a connection names: classes, objects, lazy strings, lists; resolved now or when the model is loaded."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def _when_loaded(text: str, use: Use, place: str) -> None:
     match = _LAZY.fullmatch(text)
     if match is None:
         raise ConnectError(
-            f"{place}: sender={text!r} is not 'app.Model' or 'app.Model.field'. Django tells other strings apart by identity, "
-            "so one would never match: connect without sender= and choose with when=lambda sender: sender == ..."
+            f"{place}: sender={text!r} is not 'app.Model' or 'app.Model.field'. Django tells other strings apart "
+            "by identity, so one would never match: connect without sender= and choose with when=lambda sender: sender == ..."
         )
     app_label, model_name, field_name = match.groups()
     if apps.models_ready:

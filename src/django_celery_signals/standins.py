@@ -42,7 +42,8 @@ class Unavailable:
     def _error(self, use: str) -> NotCarried:
         return NotCarried(
             f"This {self._type_name} stayed behind when the signal was sent ({self._reason}), so {use!r} cannot work. "
-            "Send the facts the receiver needs instead (a primary key, a string), or teach the type with register_codec()."
+            "Send the facts the receiver needs instead (a primary key, a string), or teach the type with "
+            "register_codec()."
         )
 
 
@@ -133,12 +134,14 @@ def _request(request: HttpRequest, encoder: Encoder) -> list[Any]:
 
 
 def _user(request: HttpRequest, encoder: Encoder) -> Any:
-    """Carry a user that the request has already looked up; looking one up here would query, perhaps in a broken block."""
+    """Carry a user that the request has looked up already; looking one up here would query, perhaps in vain."""
     user = request.__dict__.get("user", getattr(request, "_cached_user", None))
     if isinstance(user, LazyObject) and user._wrapped is empty:
         user = getattr(request, "_cached_user", None)
         if user is None:
-            return absent(Unencodable(request, "the request never looked its user up; touch request.user before sending"))
+            return absent(
+                Unencodable(request, "the request never looked its user up; touch request.user before sending")
+            )
     return encoder.encode(user)
 
 

@@ -9,20 +9,21 @@ from celery.contrib.django.task import DjangoTask
 
 from .bridge import connectable, is_sending, send, target_of
 from .dispatch import ARGUMENT
-from .envelope import summary_of
 from .exceptions import ConnectError
 from .execution import call, execute
 from .options import SendingOptions
+from .wire import summary_of
 
 ON_MISSING = ("discard", "retry", "fail")
 
 
-class ReceiverTask(DjangoTask):
+class ReceiverTask(DjangoTask):  # type: ignore[type-arg]
     """Base of tasks that can be connected to signals: ``@shared_task(base=ReceiverTask)``, or for a whole project
     ``Celery("proj", task_cls="django_celery_signals:ReceiverTask")``.
 
-    One rule for ``task(...)``, ``delay``, ``apply_async`` and ``delay_on_commit``: a call with ``signal=`` a Django signal came
-    from one, and is sent; it returns None. Every other call is Celery's own. ``run`` is always the function itself.
+    One rule for ``task(...)``, ``delay``, ``apply_async`` and ``delay_on_commit``: a call with ``signal=`` a Django
+    signal came from one, and is sent; it returns None. Every other call is Celery's own. ``run`` is always the
+    function itself.
     """
 
     abstract = True
@@ -76,7 +77,9 @@ class ReceiverTask(DjangoTask):
         if not isinstance(cls.atomic, bool):
             raise ConnectError(f"task {cls.name}: atomic={cls.atomic!r} cannot be; it must be True or False.")
         if cls.on_missing not in ON_MISSING:
-            raise ConnectError(f"task {cls.name}: on_missing={cls.on_missing!r} cannot be; it must be one of {ON_MISSING}.")
+            raise ConnectError(
+                f"task {cls.name}: on_missing={cls.on_missing!r} cannot be; it must be one of {ON_MISSING}."
+            )
         if isinstance(cls.former_names, str):
             raise ConnectError(f"task {cls.name}: former_names={cls.former_names!r} must be a list of names.")
         # app.tasks would finish loading the app while it is still making this very task.

@@ -1,0 +1,171 @@
+"""Codecs of things that both processes hold and that travel by name, and of values built from such a class.
+
+Only what is already imported is found again, and nothing of it is run beyond the built-in types' own construction.
+"""
+
+from __future__ import annotations
+
+import collections
+import types
+from collections.abc import Callable
+from enum import Enum, Flag
+from typing import Any
+
+from django.apps import AppConfig, apps
+from django.db.migrations import Migration
+from django.db.models import Model
+from django.dispatch import Signal
+
+from . import names
+from .codec import SUBCLASSED, Decoder, Encoder, Unencodable, exactly, from_pairs, known, pairs, register
+from .exceptions import DecodeError
+
+
+def _path(value: Any, _: Encoder) -> str:
+    return known(value, names.path_of(value), "no imported module holds it under its own name")
+
+
+def _found(path: Any, cls: type | tuple[type, ...]) -> Any:
+    thing = names.find(exactly(path, str))
+    if thing is None or not isinstance(thing, cls):
+        raise DecodeError(f"no imported module of this process holds {path!r:.120}; import it where the worker starts")
+    return thing
+
+
+def _class(value: type, encoder: Encoder) -> Any:
+    if not issubclass(value, Model) or value._meta.abstract:
+        return _path(value, encoder)
+    try:
+        known = apps.get_model(value._meta.label) is value
+    except LookupError:
+        known = False
+    if not known:  # e.g. a historical model of a migration
+        raise Unencodable(value, "it is not the installed model of that name")
+    return ["model", value._meta.label]
+
+
+def _class_from(payload: Any, _: Decoder) -> Any:
+    if isinstance(payload, str):
+        return _found(payload, type)
+    _kind, label = payload
+    return apps.get_model(exactly(label, str))
+
+
+def _enum(value: Enum, encoder: Encoder) -> list[Any]:
+    name = value.name if value.name in type(value).__members__ else None  # a combination of flags has no name
+    return [_path(type(value), encoder), name, None if name else encoder.strictly(value.value)]
+
+
+def _enum_from(payload: Any, decoder: Decoder) -> Any:
+    path, name, value = payload
+    cls = _found(path, type)
+    if not issubclass(cls, Enum):
+        raise DecodeError(f"{path!r:.120} is no Enum")
+    if name is not None:
+        return cls.__members__[exactly(name, str)]
+    if not issubclass(cls, Flag):
+        raise DecodeError(f"{path!r:.120} has no such member")
+    return cls(decoder.decode(value))
+
+
+register(type, tag="class", encode=_class, decode=_class_from, subclasses=True)
+register(Enum, tag="enum", encode=_enum, decode=_enum_from, subclasses=True)
+for _kind in (types.FunctionType, types.BuiltinFunctionType):
+    register(
+        _kind,
+        tag=f"{_kind.__name__}",
+        encode=_path,
+        decode=lambda p, _, kind=_kind: _found(p, kind),  # type: ignore[misc]
+    )
+register(
+    Signal,
+    tag="signal",
+    encode=lambda v, _: known(v, names.signal_name(v), "no imported module holds this signal"),
+    decode=lambda p, _: names.find_signal(exactly(p, str)),
+    subclasses=True,
+)
+register(
+    AppConfig,
+    tag="app",
+    encode=lambda v, _: v.label,
+    decode=lambda p, _: apps.get_app_config(exactly(p, str)),
+    subclasses=True,
+)
+register(
+    Migration,
+    tag="migration",
+    encode=lambda v, _: [v.app_label, v.name],
+    decode=lambda p, _: Migration(name=p[1], app_label=p[0]),
+    subclasses=True,
+)
+register(
+    "django.contrib.auth.models.AnonymousUser",
+    tag="anonymous",
+    encode=lambda v, _: None,
+    decode=lambda p, _: _found("django.contrib.auth.models:AnonymousUser", type)(),
+    subclasses=True,
+)
+
+# Subclasses of the built-in types: a named tuple, a SafeString, a str or dict class of the project's own --------------
+
+
+def _subclass(value: Any, encoder: Encoder) -> list[Any]:
+    base = next(base for base in SUBCLASSED if isinstance(value, base))
+    if base is dict:
+        plain: Any = pairs(value, encoder)
+    elif base in (list, tuple, set, frozenset):
+        plain = encoder.all(base.__iter__(value))
+    else:
+        plain = encoder.strictly(_PLAIN[base](value))
+    return [_path(type(value), encoder), base.__name__, plain, encoder.encode(dict(getattr(value, "__dict__", {})))]
+
+
+# The base's own conversions: they return the bare value and run no method that the subclass may have overridden.
+_PLAIN: dict[type, Callable[[Any], Any]] = {
+    str: str.__str__,
+    int: int.__int__,
+    float: float.__float__,
+    bytes: lambda value: bytes.__getitem__(value, slice(None)),
+}
+
+
+_FILL: dict[Any, Callable[[Any, Any], None]] = {list: list.extend, dict: dict.update, set: set.update}
+
+
+def _subclass_from(payload: Any, decoder: Decoder) -> Any:
+    path, base_name, plain, attributes = payload
+    cls = _found(path, type)
+    base = next(base for base in SUBCLASSED if base.__name__ == base_name)
+    if not issubclass(cls, base) or issubclass(cls, (Enum, bool, collections.OrderedDict)):
+        raise DecodeError(f"{path!r:.120} is no plain subclass of {base_name!r:.20}")
+    content = dict(from_pairs(plain, decoder)) if base is dict else decoder.decode(plain)
+    value = base.__new__(cls, *(() if base in (list, dict, set) else (content,)))
+    if fill := _FILL.get(base):
+        fill(value, content)
+    if attributes:
+        value.__dict__.update(decoder.decode(attributes))
+    return value
+
+
+register("subclass", tag="subclass", encode=_subclass, decode=_subclass_from)
+
+# PostgreSQL's ranges, without importing a driver ---------------------------------------------------------------------
+
+
+def _range(value: Any, encoder: Encoder) -> list[Any]:
+    bounds = ("[" if value.lower_inc else "(") + ("]" if value.upper_inc else ")")
+    return [_path(type(value), encoder), *encoder.all([value.lower, value.upper]), bounds, value.isempty]
+
+
+def _range_from(payload: Any, decoder: Decoder) -> Any:
+    path, lower, upper, bounds, is_empty = payload
+    if not path.startswith(("psycopg.types.range:", "psycopg2._range:")):
+        raise DecodeError(f"{path!r:.120} is no range")
+    return _found(path, type)(decoder.decode(lower), decoder.decode(upper), bounds, empty=is_empty)
+
+
+register("psycopg.types.range.Range", tag="range.psycopg", encode=_range, decode=_range_from, subclasses=True)
+register("psycopg2._range.Range", tag="range.psycopg2", encode=_range, decode=_range_from, subclasses=True)
+
+# A sender that is a module-level object of no class the codec knows: found again by its place.
+register("place", tag="place", encode=lambda v, _: v, decode=lambda p, _: _found(p, object))

@@ -1,0 +1,67 @@
+"""The parameters of receivers: what a function can be given, and whether a signal gives it what it needs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from django.core.signals import got_request_exception, request_finished, request_started
+from django.db.models import signals as model_signals
+from django.dispatch import Signal
+
+from . import names
+from .exceptions import ConnectError
+
+Body = tuple[Callable[..., Any], bool]  # a task's function, and whether it is given the task itself first
+
+
+def accepted(function: Callable[..., Any], available: dict[str, Any]) -> dict[str, Any]:
+    """Return those of some arguments that a function can be given by name."""
+    named, takes_all = parameters(function)
+    return dict(available) if takes_all else {name: available[name] for name in named if name in available}
+
+
+def parameters(function: Callable[..., Any]) -> tuple[dict[str, bool], bool]:
+    """Return a function's parameters, name -> whether it is required, and whether it has ``**kwargs``."""
+    found = inspect.signature(function).parameters.values()
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    named = {p.name: p.default is p.empty for p in found if p.kind in by_name}
+    return named, any(p.kind is p.VAR_KEYWORD for p in found)
+
+
+_ALWAYS = {"sender", "signal", "event"}
+_SENT: dict[Signal, set[str]] = {
+    model_signals.pre_save: {"instance", "raw", "using", "update_fields"},
+    model_signals.post_save: {"instance", "created", "raw", "using", "update_fields"},
+    model_signals.pre_delete: {"instance", "using", "origin"},
+    model_signals.post_delete: {"instance", "using", "origin"},
+    model_signals.m2m_changed: {"instance", "action", "reverse", "model", "pk_set", "using", "raw"},
+    request_started: {"environ", "scope"},
+    request_finished: set(),
+    got_request_exception: {"request"},
+}
+
+
+def check_parameters(signal: Signal, name: str, body: Body | None) -> None:
+    """Refuse a function with a parameter that a signal of Django's never fills, or that cannot be given by name.
+
+    Raises:
+        ConnectError: naming the parameter and what the signal sends.
+    """
+    if body is None:
+        return
+    function, skip_first = body
+    found = list(inspect.signature(function).parameters.values())[skip_first:]
+    required = [p for p in found if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    for parameter in required:
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise ConnectError(
+                f"{name}: the parameter {parameter.name!r} is positional-only, but signals pass names. Drop the '/'."
+            )
+        if signal in _SENT and parameter.name not in _SENT[signal] | _ALWAYS:
+            sent = ", ".join(sorted(_SENT[signal] | _ALWAYS))
+            raise ConnectError(
+                f"{name}: {names.short_name(names.signal_name(signal))} never sends {parameter.name!r}, which the "
+                f"function requires. It sends {sent}. Give the parameter a default, or drop it."
+            )
