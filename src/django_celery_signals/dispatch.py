@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from celery import Celery
+from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connections, transaction
 
 from .envelope import Envelope
@@ -68,8 +69,12 @@ def immediate(message: Message) -> None:
 def on_commit(message: Message) -> None:
     """Publish after the outermost commit of the sending's database; nothing on rollback, never an error."""
     using = message.envelope.event.using
-    connection = connections[using]
-    if not connection.in_atomic_block and not connection.get_autocommit():
+    try:
+        may_commit = connections[using].in_atomic_block or connections[using].get_autocommit()
+    except SynchronousOnlyOperation:  # send() straight from a coroutine, which can hold no transaction open
+        publish_or_lose(message)
+        return
+    if not may_commit:
         raise transaction.TransactionManagementError(
             f"{message.envelope.event.receiver}: autocommit is off on {using!r} and no atomic() block is open, so "
             "Django cannot tell when this sending commits. Open an atomic() block, or connect the receiver with "

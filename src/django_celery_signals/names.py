@@ -17,6 +17,7 @@ from django.dispatch import Signal
 _given: dict[str, Signal] = {}  # name -> signal, as told by ``signal_name=`` or by a connection
 _found: WeakKeyDictionary[Signal, str] = WeakKeyDictionary()
 _found_things: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
+_missed: WeakKeyDictionary[Signal, int] = WeakKeyDictionary()  # how many modules there were when it was not found
 _lock = Lock()
 
 
@@ -78,10 +79,14 @@ def signal_name(signal: Signal) -> str:
     """Return the name of a signal, or ``""`` when no imported module, class or dictionary holds it."""
     name = _found.get(signal)
     if name is None:
+        if _missed.get(signal) == len(sys.modules):  # searched in vain, and nothing was imported since
+            return ""
         name = min(_places(signal), key=_preference, default="")
-        if name:
-            with _lock:
+        with _lock:
+            if name:
                 _found[signal] = name
+            else:
+                _missed[signal] = len(sys.modules)
     return name
 
 

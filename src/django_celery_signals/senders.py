@@ -49,7 +49,7 @@ def _when_loaded(text: str, use: Use, place: str) -> None:
     if match is None:
         raise ConnectError(
             f"{place}: sender={text!r} is not 'app.Model' or 'app.Model.field'. Django tells other strings apart "
-            "by identity, so one would never match: connect without sender= and choose with when=lambda sender: sender == ..."
+            "by identity, so one would never match: connect without sender= and choose with when=lambda sender: ..."
         )
     app_label, model_name, field_name = match.groups()
     if apps.models_ready:
