@@ -8,12 +8,15 @@ nothing and runs no code of the classes it names beyond plain construction.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from .exceptions import DecodeError
+from django.db import Error as DatabaseFailure
+
+from .exceptions import DecodeError, EncodeError, InstanceMissing
 
 TAG = "$"
 SUBCLASSED = (str, int, float, bytes, tuple, list, dict, set, frozenset)  # see "subclass" in codec_types
@@ -116,7 +119,7 @@ class Encoder:
         self.replace = replace
         self.objects: list[dict[str, Any]] = []  # model instances, each once
         self.seen: dict[Any, tuple[int, Any]] = {}  # identity -> (index into objects, the instance)
-        self._depth = 0
+        self._inside: set[int] = set()  # identities of the containers around the current value
 
     def encode(self, value: Any) -> Any:
         """Return the JSON of a value; a stand-in's where it has none."""
@@ -134,25 +137,27 @@ class Encoder:
         kind = type(value)
         if kind in _SCALARS:
             return _scalar(kind, value)
-        if self._depth >= MAX_NESTING:
-            raise Unencodable(value, f"it is nested more than {MAX_NESTING} levels deep, or contains itself")
-        self._depth += 1
+        if id(value) in self._inside:  # at once, for a tree whose children know their parent has very many paths
+            raise Unencodable(value, "it contains itself")
+        if len(self._inside) >= MAX_NESTING:
+            raise Unencodable(value, f"it is nested more than {MAX_NESTING} levels deep")
+        self._inside.add(id(value))
         try:
             return self._container(kind, value)
         finally:
-            self._depth -= 1
+            self._inside.remove(id(value))
 
     def _container(self, kind: type, value: Any) -> Any:
         if kind is list:
             return [self.encode(item) for item in value]
-        if kind is dict and TAG not in value and all(type(key) is str for key in value):
+        if kind is dict and TAG not in value and all(type(key) is str and not _is_torn(key) for key in value):
             return {key: self.encode(item) for key, item in value.items()}
         codec = codec_for(kind)
         if codec is None:
             raise Unencodable(value, "no codec is registered for its type")
         try:
             payload = codec.encode(value, self)
-        except Unencodable:
+        except (Unencodable, EncodeError):
             raise
         except Exception as error:
             raise Unencodable(value, f"encoding it raised {type(error).__name__}") from error
@@ -172,7 +177,17 @@ def _scalar(kind: type, value: Any) -> Any:
         return {TAG: "float", "v": repr(value)}
     if kind is int and value.bit_length() > _MAX_DIGITS_BITS:
         return {TAG: "int", "v": hex(value)}
+    if kind is str and _is_torn(value):
+        return {TAG: "str", "v": list(value)}
     return value
+
+
+def _is_torn(text: str) -> bool:
+    """Tell whether JSON would join two lone surrogates of a text into one character."""
+    return not text.isascii() and _TORN.search(text) is not None
+
+
+_TORN = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
 class Decoder:
@@ -212,9 +227,9 @@ class Decoder:
             )
         try:
             return codec.decode(node["v"], self)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            if isinstance(error, DecodeError):
-                raise
+        except (DecodeError, InstanceMissing, DatabaseFailure, RecursionError):
+            raise
+        except Exception as error:  # codecs are given what a message says, and are not only our own
             raise DecodeError(f"The envelope's value with the tag {tag!r} cannot be read: {error!r:.200}") from error
 
     def instance(self, index: Any) -> Any:

@@ -110,6 +110,8 @@ register(
 
 
 def _subclass(value: Any, encoder: Encoder) -> list[Any]:
+    if isinstance(value, _UNSEEN) or isinstance(object.__getstate__(value), tuple):  # a tuple: it has slots
+        raise Unencodable(value, "it keeps more than its content and its __dict__; teach it with register_codec()")
     base = next(base for base in SUBCLASSED if isinstance(value, base))
     if base is dict:
         plain: Any = pairs(value, encoder)
@@ -119,6 +121,9 @@ def _subclass(value: Any, encoder: Encoder) -> list[Any]:
         plain = encoder.strictly(_PLAIN[base](value))
     return [_path(type(value), encoder), base.__name__, plain, encoder.encode(dict(getattr(value, "__dict__", {})))]
 
+
+# These keep an order or a factory where only their own code sees it.
+_UNSEEN = (collections.OrderedDict, collections.defaultdict)
 
 # The base's own conversions: they return the bare value and run no method that the subclass may have overridden.
 _PLAIN: dict[type, Callable[[Any], Any]] = {
@@ -136,9 +141,9 @@ def _subclass_from(payload: Any, decoder: Decoder) -> Any:
     path, base_name, plain, attributes = payload
     cls = _found(path, type)
     base = next(base for base in SUBCLASSED if base.__name__ == base_name)
-    if not issubclass(cls, base) or issubclass(cls, (Enum, bool, collections.OrderedDict)):
+    if not issubclass(cls, base) or issubclass(cls, (Enum, bool, *_UNSEEN)):
         raise DecodeError(f"{path!r:.120} is no plain subclass of {base_name!r:.20}")
-    content = dict(from_pairs(plain, decoder)) if base is dict else decoder.decode(plain)
+    content = dict(from_pairs(plain, decoder)) if base is dict else exactly(decoder.decode(plain), _carried_as(base))
     value = base.__new__(cls, *(() if base in (list, dict, set) else (content,)))
     if fill := _FILL.get(base):
         fill(value, content)
@@ -147,13 +152,17 @@ def _subclass_from(payload: Any, decoder: Decoder) -> Any:
     return value
 
 
+def _carried_as(base: type) -> type:
+    return base if base in _PLAIN else list
+
+
 register("subclass", tag="subclass", encode=_subclass, decode=_subclass_from)
 
 # PostgreSQL's ranges, without importing a driver ---------------------------------------------------------------------
 
 
 def _range(value: Any, encoder: Encoder) -> list[Any]:
-    bounds = ("[" if value.lower_inc else "(") + ("]" if value.upper_inc else ")")
+    bounds = value._bounds or "[)"  # lower_inc and upper_inc tell another truth for an infinite bound
     return [_path(type(value), encoder), *encoder.all([value.lower, value.upper]), bounds, value.isempty]
 
 

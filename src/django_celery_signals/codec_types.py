@@ -37,24 +37,34 @@ def _text_codec(cls: type, tag: str, to_text: Callable[[Any], str] = str, *, sub
 # Numbers ---------------------------------------------------------------------------------------------------------
 
 register(float, tag="float", encode=lambda v, _: repr(v), decode=lambda p, _: float(exactly(p, str)))
+register(str, tag="str", encode=lambda v, _: list(v), decode=lambda p, _: "".join(p))
 register(int, tag="int", encode=lambda v, _: hex(v), decode=lambda p, _: int(exactly(p, str), 16))
 register(complex, tag="complex", encode=lambda v, e: e.all([v.real, v.imag]), decode=lambda p, d: complex(*d.each(p)))
 _text_codec(Decimal, "decimal", subclasses=True)
-_text_codec(fractions.Fraction, "fraction")
+register(
+    fractions.Fraction,
+    tag="fraction",
+    encode=lambda v, e: e.all([v.numerator, v.denominator]),
+    decode=lambda p, d: fractions.Fraction(*(exactly(part, int) for part in d.each(p))),
+)
 
 # Containers ------------------------------------------------------------------------------------------------------
 
 
 def _in_order(value: Any, encoder: Encoder) -> list[Any]:
-    """Give a set a stable order, also across types that do not compare: that of the members' JSON."""
-    return sorted(encoder.all(value), key=json.dumps)
+    """Give a set a stable order: where its members do not compare, that of their JSON, which takes longer."""
+    members = encoder.all(value)
+    try:
+        return sorted(members)
+    except TypeError:
+        return sorted(members, key=json.dumps)
 
 
 register(dict, tag="dict", encode=pairs, decode=lambda p, d: dict(from_pairs(p, d)))
 register(
     collections.OrderedDict,
     tag="ordereddict",
-    encode=pairs,
+    encode=lambda v, e: [e.all(item) for item in v.items()],  # dict.items() does not see move_to_end()
     decode=lambda p, d: collections.OrderedDict(from_pairs(p, d)),
 )
 register(
@@ -73,16 +83,21 @@ register(tuple, tag="tuple", encode=lambda v, e: e.all(v), decode=lambda p, d: t
 register(set, tag="set", encode=_in_order, decode=lambda p, d: set(d.each(p)))
 register(frozenset, tag="frozenset", encode=_in_order, decode=lambda p, d: frozenset(d.each(p)))
 register(range, tag="range", encode=lambda v, e: [v.start, v.stop, v.step], decode=lambda p, d: range(*d.each(p)))
-register(
-    QueryDict,
-    tag="querydict",
-    encode=lambda v, _: [v.urlencode(), v._mutable, v.encoding],
-    decode=lambda p, _: QueryDict(p[0], mutable=p[1], encoding=p[2]),
-)
+
+
+def _query_dict(payload: Any, decoder: Decoder) -> Any:
+    items, mutable, encoding = payload
+    query: Any = QueryDict("", encoding=exactly(encoding, str))
+    query._mutable = bool(mutable)
+    dict.update(query, from_pairs(items, decoder))  # reading text again would count its fields, and refuse very many
+    return query
+
+
+register(QueryDict, tag="querydict", encode=lambda v, e: [pairs(v, e), v._mutable, v.encoding], decode=_query_dict)
 register(
     MultiValueDict,
     tag="multivaluedict",
-    encode=lambda v, e: [[e.encode(key), e.encode(items)] for key, items in v.lists()],
+    encode=pairs,
     decode=lambda p, d: MultiValueDict(from_pairs(p, d)),
 )
 
@@ -90,8 +105,10 @@ register(
 
 
 def _bytes(value: Any, _: Encoder) -> str:
-    limit = conf.get().MAX_BINARY_BYTES
-    if memoryview(value).nbytes > limit:
+    limit, view = conf.get().MAX_BINARY_BYTES, memoryview(value)
+    if view.ndim != 1 or view.itemsize != 1:
+        raise Unencodable(value, "it is not a plain sequence of bytes")
+    if view.nbytes > limit:
         raise Unencodable(value, f"it is larger than MAX_BINARY_BYTES ({limit} bytes)")
     return base64.b64encode(value).decode("ascii")
 
@@ -106,14 +123,14 @@ _bytes_codec(memoryview, "memoryview")
 
 # Time ------------------------------------------------------------------------------------------------------------
 # A moment without a zone, or in UTC, is its ISO text; any other keeps its zone beside it, for isoformat() would turn a
-# ZoneInfo into a bare offset. A zone that is neither a ZoneInfo nor a fixed offset is folded to its offset.
+# ZoneInfo into a bare offset. A zone that is neither a ZoneInfo with a name nor a fixed offset is folded to its offset.
 
 
 def _moment(value: datetime | time, encoder: Encoder) -> Any:
     if value.fold == 0 and (value.tzinfo is None or (value.tzinfo is UTC and isinstance(value, datetime))):
         return value.isoformat()
     zone = value.tzinfo
-    if zone is not None and type(zone) not in (ZoneInfo, timezone):
+    if zone is not None and type(zone) is not timezone and not (type(zone) is ZoneInfo and zone.key):
         offset = value.utcoffset()
         zone = None if offset is None else timezone(offset)
     return [value.replace(tzinfo=None, fold=0).isoformat(), encoder.strictly(zone), value.fold]

@@ -53,8 +53,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: _are_strings(value) and set(value) <= set(REQUEST_EXTRAS),
         f"a list of {', '.join(map(repr, REQUEST_EXTRAS))}",
     ),
-    "MAX_BINARY_BYTES": (lambda value: isinstance(value, int) and value >= 0, "a number of bytes"),
-    "MAX_ENVELOPE_BYTES": (lambda value: isinstance(value, int) and value >= 1024, "a number of bytes, at least 1024"),
+    "MAX_BINARY_BYTES": (lambda value: type(value) is int and value >= 0, "a number of bytes"),
+    "MAX_ENVELOPE_BYTES": (lambda value: type(value) is int and value >= 1024, "a number of bytes, at least 1024"),
 }
 
 
@@ -64,6 +64,8 @@ def read(given: Mapping[str, Any]) -> Settings:
     Raises:
         SettingsError: for an unknown key or a value that cannot be.
     """
+    if not isinstance(given, Mapping):
+        raise SettingsError(f"{NAME} is {given!r}, but must be a dict such as {{'GUARANTEE': 'on_commit'}}.")
     known = [field.name for field in fields(Settings)]
     for key, value in given.items():
         if key not in known:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from django.core.signals import request_started
 from django.db.models import Model
 from django.dispatch import Signal
 from django.utils import timezone as django_timezone
@@ -17,7 +18,7 @@ from .changes import changes_of
 from .codec import TAG, Decoder, Encoder, Unencodable
 from .event import Event, new_event
 from .exceptions import DecodeError, EncodeError
-from .instances import InstanceEncoder, instance_from
+from .instances import InstanceEncoder, instance_from, is_sensitive
 
 logger = logging.getLogger(__name__)
 
@@ -82,9 +83,7 @@ def write(
     kwargs = {}
     for name, value in sending.kwargs.items():
         writer.argument = name
-        kwargs[name] = encoder.encode(
-            standins.environ_facts(value) if name in _RAW_REQUEST and type(value) is dict else value
-        )
+        kwargs[name] = encoder.encode(standins.environ_facts(value) if _is_raw_request(sending, value) else value)
     writer.argument = "changes"
     return Envelope(
         event=event,
@@ -101,10 +100,22 @@ def _changes(sending: Sending, changed: Iterable[str] | None) -> dict[str, list[
     instance = sending.kwargs.get("instance")
     if changed is None or not isinstance(instance, Model):
         return {}
-    return {name: list(pair) for name, pair in changes_of(instance, changed).items()}
+    return {
+        name: [_SECRET, _SECRET] if _is_secret(instance, name) else list(pair)
+        for name, pair in changes_of(instance, changed).items()
+    }
 
 
-_RAW_REQUEST = ("environ", "scope")  # of request_started
+_SECRET = standins.Unavailable("value", "its field is sensitive")
+
+
+def _is_secret(instance: Model, name: str) -> bool:
+    return is_sensitive(type(instance), instance._meta.get_field(name))  # type: ignore[arg-type]
+
+
+def _is_raw_request(sending: Sending, value: Any) -> bool:
+    """Tell whether a value is a WSGI environ or ASGI scope: whoever sends it, it holds cookies and credentials."""
+    return type(value) is dict and (sending.signal is request_started or "wsgi.url_scheme" in value or "asgi" in value)
 
 
 class _Writer:
@@ -191,7 +202,6 @@ class Reader:
     def changes(self) -> dict[str, tuple[Any, Any]]:
         """Return the old and new values of watched fields."""
         decoded = self.value(self.envelope.changes)
-        try:
-            return {str(name): (old, new) for name, (old, new) in decoded.items()}
-        except (AttributeError, TypeError, ValueError) as error:
-            raise DecodeError("The envelope's changes are damaged.") from error
+        if type(decoded) is not dict or not all(type(pair) is list and len(pair) == 2 for pair in decoded.values()):
+            raise DecodeError("The envelope's changes are damaged.")
+        return {name: (old, new) for name, (old, new) in decoded.items()}

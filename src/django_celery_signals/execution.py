@@ -10,10 +10,11 @@ import zoneinfo
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from asgiref.sync import async_to_sync
+from celery._state import _task_stack  # type: ignore[attr-defined]
 from celery.exceptions import Ignore, Reject, Retry
 from django.db import InterfaceError, OperationalError, close_old_connections, transaction
 from django.utils import timezone, translation
@@ -39,21 +40,40 @@ def execute(task: Any, sealed: str) -> None:
     """
     if not task.request.is_eager:
         close_old_connections()
-    envelope = _open(task, sealed)
-    with running(envelope.event), _context_of(envelope):
-        kwargs, event = _arguments(task, envelope)
-        with running(event):
-            _run(task, event, kwargs)
+    try:
+        envelope = _open(task, sealed)
+        with running(envelope.event), _context_of(envelope):
+            kwargs, event = _arguments(task, envelope)
+            with running(event):
+                _run(task, event, kwargs)
+    finally:
+        task.__dict__.pop("override_max_retries", None)  # Celery keeps it on the task, for whatever runs next
 
 
-def call(function: Any, /, *args: Any, **kwargs: Any) -> Any:
+def call(task: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Call a task's function; run it to its end when it is a coroutine function."""
+    if inspect.iscoroutinefunction(getattr(task, "_orig_run", None)):
+        # Celery's autoretry_for calls this one, and would see a coroutine but never what that raises.
+        task._orig_run = partial(_to_its_end, task, task._orig_run)
+    return _to_its_end(task, task.run, *args, **kwargs)
+
+
+def _to_its_end(task: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
     result = function(*args, **kwargs)
-    return async_to_sync(_awaited)(result) if inspect.isawaitable(result) else result
+    if task.request.called_directly or not inspect.isawaitable(result):
+        return result
+    return async_to_sync(_awaited, force_new_loop=True)(result, task, task.request)
 
 
-async def _awaited(result: Any) -> Any:
-    return await result
+async def _awaited(result: Any, task: Any, request: Any) -> Any:
+    """Await in the loop's own thread, where Celery does not know which task is running unless it is told."""
+    _task_stack.push(task)
+    task.request_stack.push(request)
+    try:
+        return await result
+    finally:
+        task.request_stack.pop()
+        _task_stack.pop()
 
 
 # Open ------------------------------------------------------------------------------------------------------------
@@ -111,6 +131,8 @@ def _arguments(task: Any, envelope: Envelope) -> tuple[dict[str, Any], Event]:
     except (OperationalError, InterfaceError) as error:
         # "The row is gone" and "the database is down" are different things: the second is tried again.
         outcome = _retry(task, envelope.event, error, _wait(task), DATABASE_TRIES)
+    except Exception as error:
+        outcome = _failed(task, envelope.event, error)
     raise outcome
 
 
@@ -131,8 +153,8 @@ def _wanted(task: Any, envelope: Envelope, reader: Reader, event: Event) -> dict
 def wanted_by(task: Any) -> tuple[frozenset[str], bool, frozenset[str]]:
     """Return the names a receiver takes, whether it takes all others, and those only Celery may fill (``self``)."""
     named, takes_all = parameters(task.run)
-    function = getattr(task._orig_run or task.run, "__func__", None)  # of a bound task; its first parameter is the task
-    reserved = list(inspect.signature(function).parameters)[:1] if function else []
+    function = inspect.getattr_static(type(task), "run")  # of a bound task a method, whose first parameter is the task
+    reserved = [] if isinstance(function, staticmethod) else list(inspect.signature(function).parameters)[:1]
     return frozenset(named), takes_all, frozenset(reserved)
 
 
@@ -168,9 +190,9 @@ def _outcome(task: Any, event: Event, error: Exception) -> Exception:
 def _call(task: Any, event: Event, kwargs: dict[str, Any]) -> None:
     if task.atomic:
         with transaction.atomic(using=event.using):
-            call(task.run, **kwargs)
+            call(task, **kwargs)
     else:
-        call(task.run, **kwargs)
+        call(task, **kwargs)
 
 
 # Settle ----------------------------------------------------------------------------------------------------------
@@ -210,13 +232,9 @@ def _wait(task: Any) -> float:
 def _retry(task: Any, event: Event | None, error: Exception, seconds: float, tries: int | None = None) -> Exception:
     """Send the message again for later; return Celery's Retry, or ``error`` when that was the last try."""
     try:
-        task.retry(exc=error, countdown=seconds, max_retries=tries)
-    except Retry as retry:
-        return _failed(task, event, retry, will_retry=True)
-    except (Ignore, Reject) as ended:
-        return ended
+        retry = task.retry(exc=error, countdown=seconds, max_retries=tries, throw=False)
+    except RetryAfter as last:  # to Celery it is an Ignore, by which the event would end in silence
+        return _failed(task, event, ReceiverFailed(f"{task.name} asked for more than max_retries: {last}"))
     except Exception as last:
         return _failed(task, event, last)
-    finally:
-        task.__dict__.pop("override_max_retries", None)  # Celery keeps it on the task, for whatever runs next
-    return error
+    return _failed(task, event, retry, will_retry=True)

@@ -7,6 +7,7 @@ them for a snapshot.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -23,17 +24,7 @@ from .exceptions import DecodeError, DetachedInstance, InstanceMissing, NotCarri
 Entry = dict[str, Any]
 
 #: A field whose name holds one of these words never travels in a snapshot; ``SENSITIVE_FIELDS`` names more.
-SENSITIVE_WORDS = (
-    "password",
-    "passwd",
-    "passphrase",
-    "secret",
-    "token",
-    "api_key",
-    "apikey",
-    "private_key",
-    "credential",
-)
+SENSITIVE_WORDS = re.compile("password|passwd|passphrase|secret|token|api_?key|private_key|credential")
 
 
 class InstanceEncoder(Encoder):
@@ -118,10 +109,14 @@ class InstanceEncoder(Encoder):
     def _value(self, field: models.Field[Any, Any], instance: models.Model, value: Any) -> Any:
         if isinstance(value, FieldFile):
             value = value.name
+        replace, self.replace = self.replace, _refuse  # an inner value without a JSON form is the field's to carry, too
         try:
             return self.strictly(value)
         except Unencodable as error:
+            self.replace = replace
             return self._by_field(field, instance, value, error)
+        finally:
+            self.replace = replace
 
     def _by_field(self, field: models.Field[Any, Any], instance: models.Model, value: Any, error: Unencodable) -> Any:
         """Let the field itself put its value into text, as it does for fixtures."""
@@ -134,6 +129,10 @@ class InstanceEncoder(Encoder):
         except Exception:  # a field class of the project's own may raise anything
             return self.replace(error)
         return {TAG: "field", "v": [label, field.attname, text]}
+
+
+def _refuse(error: Unencodable) -> Any:
+    raise error
 
 
 _NOBODY: tuple[int | None, Any] = (None, None)
@@ -178,8 +177,7 @@ def is_user(cls: type[models.Model]) -> bool:
 
 def is_sensitive(cls: type[models.Model], field: models.Field[Any, Any]) -> bool:
     """Tell whether a field's value must not travel in a snapshot."""
-    name = field.name.lower()
-    if any(word in name for word in SENSITIVE_WORDS) and not _is_pk(cls, field):
+    if SENSITIVE_WORDS.search(field.name.lower()) and not _is_pk(cls, field):
         return True
     given = conf.get().SENSITIVE_FIELDS
     return any(entry in (field.name, field.attname, f"{cls._meta.label}.{field.name}") for entry in given)
@@ -253,9 +251,9 @@ def rebuild(model: type[models.Model], alias: str | None, snapshot: Any, decoder
 
     Fields that the model has gained since are deferred, fields it has lost are ignored.
     """
-    values = {name: decoder.decode(node) for name, node in snapshot["values"].items()}
-    unset = set(snapshot["unset"])
-    known = [field for field in model._meta.concrete_fields if field.attname in values or field.attname in unset]
+    nodes, unset = snapshot["values"], set(snapshot["unset"])
+    known = [field for field in model._meta.concrete_fields if field.attname in nodes or field.attname in unset]
+    values = {field.attname: decoder.decode(nodes[field.attname]) for field in known if field.attname in nodes}
     instance = model.from_db(
         alias,
         [field.attname for field in known],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import lru_cache
 from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,7 +17,6 @@ from django.dispatch import Signal
 
 _given: dict[str, Signal] = {}  # name -> signal, as told by ``signal_name=`` or by a connection
 _found: WeakKeyDictionary[Signal, str] = WeakKeyDictionary()
-_found_things: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
 _missed: WeakKeyDictionary[Signal, int] = WeakKeyDictionary()  # how many modules there were when it was not found
 _lock = Lock()
 
@@ -43,13 +43,25 @@ def path_of(thing: Any) -> str | None:
 
 
 def place_of(thing: Any) -> str | None:
-    """Return the name under which some imported module holds this very object, or None; remembered."""
-    try:
-        if thing not in _found_things:
-            _found_things[thing] = min(_places(thing), key=_preference, default=None)
-        return _found_things[thing]
-    except TypeError:  # neither hashable nor weakly referable: such an object is not kept in a module to be named
-        return None
+    """Return the name under which some imported module holds this very object, or None."""
+    place = _all_places(len(sys.modules)).get(id(thing))
+    return place if place is not None and find(place) is thing else None
+
+
+@lru_cache(maxsize=1)
+def _all_places(module_count: int) -> dict[int, str]:
+    """Return where modules held objects when the last one was imported: a search at every sending would take long."""
+    places: dict[int, str] = {}
+    for value, names in _held_by_modules():
+        if type(value) not in _NAMED_OTHERWISE:
+            path = _path(names)
+            known = places.setdefault(id(value), path)
+            if known is not path:
+                places[id(value)] = min(known, path, key=_preference)
+    return places
+
+
+_NAMED_OTHERWISE = {type(None), bool, int, float, str, bytes, type}  # a function may be known by another name, too
 
 
 def find(path: str) -> Any:
@@ -63,9 +75,10 @@ def find(path: str) -> Any:
 
 def _held(thing: Any, name: str) -> Any:
     """Look into the object's own namespace only: getattr() could run a property or a module's ``__getattr__``."""
-    if isinstance(thing, type):
-        return next((vars(cls)[name] for cls in thing.__mro__ if name in vars(cls)), None)
-    return (thing if isinstance(thing, dict) else getattr(thing, "__dict__", {})).get(name)
+    if issubclass(type(thing), type):  # not isinstance(), which evaluates lazy objects
+        held = next((vars(cls)[name] for cls in thing.__mro__ if name in vars(cls)), None)
+        return held.__func__ if type(held) is staticmethod else held
+    return (thing if type(thing) is dict else getattr(thing, "__dict__", {})).get(name)
 
 
 def name_signal(signal: Signal, name: str) -> None:
@@ -108,14 +121,19 @@ def _preference(path: str) -> tuple[bool, int, str]:
 
 
 def _places(thing: Any) -> Iterator[str]:
+    return (_path(names) for value, names in _held_by_modules() if value is thing)
+
+
+def _path(names: tuple[str, ...]) -> str:
+    return f"{names[0]}:{'.'.join(names[1:])}"
+
+
+def _held_by_modules() -> Iterator[tuple[Any, tuple[str, ...]]]:
+    """Yield what modules hold, by themselves or in a class or dictionary of theirs, and under which names."""
     for module_name, module in list(sys.modules.items()):
         for name, value in list(getattr(module, "__dict__", {}).items()):
-            if value is thing:
-                yield f"{module_name}:{name}"
-            elif type(value) is dict or isinstance(value, type):
-                yield from (f"{module_name}:{name}.{key}" for key in _keys_holding(thing, value))
-
-
-def _keys_holding(thing: Any, container: Any) -> list[str]:
-    items = container if type(container) is dict else vars(container)
-    return [key for key, value in list(items.items()) if value is thing and type(key) is str and "." not in key]
+            yield value, (module_name, name)
+            if type(value) is dict or issubclass(type(value), type):
+                for key, inner in list((value if type(value) is dict else vars(value)).items()):
+                    if type(key) is str and "." not in key:
+                        yield inner, (module_name, name, key)

@@ -11,13 +11,14 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
+from asgiref.sync import iscoroutinefunction
 from django.db.models import Model
-from django.db.models.signals import m2m_changed, post_save, pre_save
+from django.db.models.signals import ModelSignal, post_save
 
 from . import changes, conf
 from .envelope import Sending
 from .exceptions import ConnectError
-from .parameters import accepted
+from .parameters import accepted, never_sends
 
 logger = logging.getLogger(__name__)
 
@@ -84,20 +85,35 @@ def _is_seconds(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
 
 
+def _is_sender(value: Any) -> bool:
+    return _is_hashable(value) and (not isinstance(value, str) or value.count(".") == 1)
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
 def _are_names(value: Any) -> bool:
     return bool(value) and all(isinstance(item, str) for item in value)
 
 
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "guarantee": (lambda value: value in conf.GUARANTEE_NAMES, " or ".join(map(repr, conf.GUARANTEE_NAMES))),
-    "when": (callable, "a callable"),
+    "when": (
+        lambda value: callable(value) and _is_hashable(value) and not iscoroutinefunction(value),
+        "a function, and no coroutine function",
+    ),
     "changed": (_are_names, "a list of field names"),
     "created": (lambda value: isinstance(value, bool), "True or False"),
     "action": (_are_names, "one or more patterns such as 'post_*'"),
     "instance": (lambda value: value in ("fetch", "snapshot"), "'fetch' or 'snapshot'"),
     "raw": (lambda value: isinstance(value, bool), "True or False"),
     "queue": (lambda value: isinstance(value, str) and bool(value), "the name of a queue"),
-    "priority": (lambda value: isinstance(value, int) and 0 <= value <= 255, "a whole number, 0 to 255"),
+    "priority": (lambda value: type(value) is int and 0 <= value <= 255, "a whole number, 0 to 255"),
     "countdown": (_is_seconds, "a number of seconds greater than zero"),
     "expires": (
         lambda value: (
@@ -105,18 +121,22 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         ),
         "seconds greater than zero, a timedelta or a datetime",
     ),
-    "exclude": (lambda value: True, "senders"),
+    "exclude": (lambda value: all(map(_is_sender, value)), "senders, by class or as 'app.Model'"),
 }
 
 
 @lru_cache(maxsize=4096)
 def merged(own: SendingOptions, task: Any) -> SendingOptions:
     """Fill what a connection leaves open with the values declared on its task."""
-    cls = type(task)
+    return merged_with_class(own, type(task), str(task.name))
+
+
+def merged_with_class(own: SendingOptions, cls: type, name: str) -> SendingOptions:
+    """Do the same for a task of which only the class is there yet."""
     # getattr_static: a function among a class's attributes would come back as a bound method.
-    declared = {name: inspect.getattr_static(cls, name, None) for name in NAMES if getattr(own, name) is None}
-    declared = {name: value for name, value in declared.items() if value is not None and name not in _CELERY}
-    return replace(own, **_as_dict(read(declared, f"task {task.name}"))) if declared else own
+    declared = {option: inspect.getattr_static(cls, option, None) for option in NAMES if getattr(own, option) is None}
+    declared = {option: value for option, value in declared.items() if value is not None and option not in _CELERY}
+    return replace(own, **_as_dict(read(declared, f"task {name}"))) if declared else own
 
 
 _CELERY = ("queue", "priority", "expires")  # also options of Celery's own tasks, which apply_async() applies itself
@@ -134,18 +154,16 @@ def check_against_signal(options: SendingOptions, signal: Any, sender: Any, wher
     """
     if options.changed and (signal is not post_save or sender is None):
         raise ConnectError(f"{where}: changed= compares saved values, so it works with post_save and a sender= only.")
-    if options.created is not None and signal in (pre_save, m2m_changed):
+    if options.created is not None and never_sends(signal, "created"):
         raise ConnectError(f"{where}: created= needs a signal that says so, such as post_save; this one never does.")
-    if options.action and signal in (pre_save, post_save):
-        raise ConnectError(
-            f"{where}: action= needs m2m_changed; a save has no action. Use created= to tell saves apart."
-        )
+    if options.action and never_sends(signal, "action"):
+        raise ConnectError(f"{where}: action= needs m2m_changed; this signal has none. created= tells saves apart.")
 
 
 def lets_through(options: SendingOptions, sending: Sending, receiver: str) -> bool:
     """Decide whether a sending is one that the connection is for; the cheapest question comes first."""
     kwargs = sending.kwargs
-    if kwargs.get("raw") is True and not options.raw:
+    if kwargs.get("raw") is True and not options.raw and isinstance(sending.signal, ModelSignal):
         return False
     if options.created is not None and kwargs.get("created") is not options.created:
         return False
@@ -157,7 +175,7 @@ def lets_through(options: SendingOptions, sending: Sending, receiver: str) -> bo
         return False
     if options.action is not None and not _any_match(kwargs.get("action"), options.action):
         return False
-    if options.changed is not None and not _has_changed(options.changed, sending):
+    if options.changed is not None and not _has_changed(options.changed, sending, receiver):
         return False
     return options.when is None or _ask(options.when, sending, receiver)
 
@@ -172,22 +190,21 @@ def _any_match(action: Any, patterns: Iterable[str]) -> bool:
     return isinstance(action, str) and any(fnmatch.fnmatchcase(action, pattern) for pattern in patterns)
 
 
-def _has_changed(names: tuple[str, ...], sending: Sending) -> bool:
-    if sending.kwargs.get("created") is True:
+def _has_changed(names: tuple[str, ...], sending: Sending, receiver: str) -> bool:
+    instance = sending.kwargs.get("instance")
+    if sending.signal is not post_save or not isinstance(instance, Model):
         return True
-    instance, model = sending.kwargs.get("instance"), sending.sender
-    if not isinstance(instance, Model):
-        return True
-    if not changes.is_watched(model, names):
+    if not changes.is_watched(type(instance), names):
+        changes.watch(type(instance), names, f"task {receiver}")
         logger.warning(
-            "changed=%r on the task of a plain %s.connect() begins to work with the instances loaded from now on. "
-            "Use receiver_task() or connect(), which know the model beforehand.",
+            "changed=%r of %s begins to work with the instances loaded from now on: a plain post_save.connect() cannot "
+            "know the model beforehand. Use receiver_task() or connect().",
             names,
-            "post_save",
+            receiver,
         )
-        changes.watch(model, names)
         return True
-    return bool(changes.changes_of(instance, names))
+    changes.settle(instance, sending.kwargs)
+    return sending.kwargs.get("created") is True or bool(changes.changes_of(instance, names))
 
 
 def _ask(when: Callable[..., Any], sending: Sending, receiver: str) -> bool:

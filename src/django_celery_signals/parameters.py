@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from django.core.signals import got_request_exception, request_finished, request_started
+from django.contrib.auth import signals as auth_signals
+from django.core.signals import got_request_exception, request_finished, request_started, setting_changed
 from django.db.models import signals as model_signals
 from django.dispatch import Signal
 
@@ -30,7 +31,8 @@ def parameters(function: Callable[..., Any]) -> tuple[dict[str, bool], bool]:
     return named, any(p.kind is p.VAR_KEYWORD for p in found)
 
 
-_ALWAYS = {"sender", "signal", "event"}
+_ALWAYS = {"sender", "signal"}
+_MIGRATION = {"app_config", "verbosity", "interactive", "using", "stdout", "plan", "apps"}
 _SENT: dict[Signal, set[str]] = {
     model_signals.pre_save: {"instance", "raw", "using", "update_fields"},
     model_signals.post_save: {"instance", "created", "raw", "using", "update_fields"},
@@ -40,11 +42,28 @@ _SENT: dict[Signal, set[str]] = {
     request_started: {"environ", "scope"},
     request_finished: set(),
     got_request_exception: {"request"},
+    model_signals.pre_migrate: _MIGRATION,
+    model_signals.post_migrate: _MIGRATION,
+    auth_signals.user_logged_in: {"request", "user"},
+    auth_signals.user_logged_out: {"request", "user"},
+    auth_signals.user_login_failed: {"request", "credentials"},
+    setting_changed: {"setting", "value", "enter"},
 }
 
 
-def check_parameters(signal: Signal, name: str, body: Body | None) -> None:
+def never_sends(signal: Signal, name: str) -> bool:
+    """Tell whether an argument is one that a signal of Django's never has."""
+    return signal in _SENT and name not in _SENT[signal]
+
+
+def check_parameters(signal: Signal, name: str, body: Body | None, also: frozenset[str] = frozenset()) -> None:
     """Refuse a function with a parameter that a signal of Django's never fills, or that cannot be given by name.
+
+    Args:
+        signal: what the function is for; of another's signal the arguments are not known.
+        name: what to call the function in an error.
+        body: the function, and whether its first parameter is none of the signal's.
+        also: what it is given beside the signal's arguments.
 
     Raises:
         ConnectError: naming the parameter and what the signal sends.
@@ -52,15 +71,18 @@ def check_parameters(signal: Signal, name: str, body: Body | None) -> None:
     if body is None:
         return
     function, skip_first = body
-    found = list(inspect.signature(function).parameters.values())[skip_first:]
+    try:
+        found = list(inspect.signature(function).parameters.values())[skip_first:]
+    except (TypeError, ValueError) as error:
+        raise ConnectError(f"{name}: the parameters of {function!r} cannot be told. Wrap it in a function.") from error
     required = [p for p in found if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     for parameter in required:
         if parameter.kind is parameter.POSITIONAL_ONLY:
             raise ConnectError(
                 f"{name}: the parameter {parameter.name!r} is positional-only, but signals pass names. Drop the '/'."
             )
-        if signal in _SENT and parameter.name not in _SENT[signal] | _ALWAYS:
-            sent = ", ".join(sorted(_SENT[signal] | _ALWAYS))
+        if never_sends(signal, parameter.name) and parameter.name not in _ALWAYS | also:
+            sent = ", ".join(sorted(_SENT[signal] | _ALWAYS | also))
             raise ConnectError(
                 f"{name}: {names.short_name(names.signal_name(signal))} never sends {parameter.name!r}, which the "
                 f"function requires. It sends {sent}. Give the parameter a default, or drop it."

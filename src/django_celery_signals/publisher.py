@@ -132,7 +132,8 @@ class Line:
             return
         try:
             publish(self._producer)
-        except (*kept.recoverable_connection_errors, *kept.recoverable_channel_errors):
+        # Celery makes an OperationalError of most of them on their way here.
+        except (OperationalError, *kept.recoverable_connection_errors, *kept.recoverable_channel_errors):
             self._close()
             if self.left:
                 raise
@@ -168,6 +169,8 @@ def connection_for(app: Celery) -> Connection:
 
 def is_outage(app: Celery, error: BaseException) -> bool:
     """Tell whether an error speaks of the broker rather than of the message."""
+    if isinstance(error, KeyError):  # Celery's unknown queue is one; Redis' transport takes any for an outage
+        return False
     return isinstance(error, (OperationalError, OSError, *app.connection_for_write().connection_errors))
 
 

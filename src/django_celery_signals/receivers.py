@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -75,7 +76,7 @@ def receiver_task(
                 "Give these options where the task is made: in its own decorator, or in the lowest @receiver_task."
             )
         where = {"dispatch_uid": dispatch_uid, "signal_name": signal_name, "subclasses": subclasses}
-        _connect(signal, _name_of(task), _body_of(task, function), sender, where, sending)
+        _connect(signal, task, sender, where, sending)
         return task
 
     return declare
@@ -107,7 +108,7 @@ def connect(
         ConnectError: for a connection that can never work.
     """
     where = {"dispatch_uid": dispatch_uid, "signal_name": signal_name, "subclasses": subclasses}
-    _connect(signal, _name_of(task), _body_of(task, None), sender, where, given)
+    _connect(signal, task, sender, where, given)
 
 
 def disconnect(
@@ -151,21 +152,22 @@ def _make_task(function: Any, given: dict[str, Any]) -> Any:
         raise ConnectError(f"receiver_task decorates a function or a task; {function!r} is neither.")
     _check_task_options(function, given)
     # One file imported as two modules ("shop.receivers" and "site.shop.receivers") would receive everything twice.
-    place = (getattr(getattr(function, "__code__", None), "co_filename", ""), function.__qualname__)
+    file = getattr(sys.modules.get(function.__module__), "__file__", None)
+    place = (file or function.__module__, function.__qualname__)
     module, known = _declared.get(place, (function.__module__, None))
     if module != function.__module__ and "name" not in given:
         return known
     named = {"name": f"{function.__module__}.{function.__name__}", "base": ReceiverTask, **given}
     task = shared_task(**named)(function)
     _names[id(task)] = (named["name"], task)
-    _bodies[named["name"]] = (function, bool(given.get("bind")))
+    _made[named["name"]] = ((function, bool(given.get("bind"))), named["base"])
     _declared[place] = (function.__module__, task)
     return task
 
 
 # What is known of a shared task without asking its Proxy, which would make Celery choose an app too early.
 _names: dict[int, tuple[str, Any]] = {}
-_bodies: dict[str, Body] = {}
+_made: dict[str, tuple[Body, type]] = {}
 
 
 def _check_task_options(function: Any, given: dict[str, Any]) -> None:
@@ -193,9 +195,10 @@ def _name_of(task: Any) -> str:
         return _names[id(task)][0]
     if isinstance(task, Spelling):
         return str(task.__self__.name)
-    if isinstance(task, Task) and not isinstance(task, ReceiverTask):
+    owner = getattr(task, "__self__", task)  # of the delay of an ordinary task
+    if isinstance(owner, Task) and not isinstance(owner, ReceiverTask):
         raise ConnectError(
-            f"The task {task.name!r} is not a ReceiverTask. Declare it with @shared_task(base=ReceiverTask), or give "
+            f"The task {owner.name!r} is not a ReceiverTask. Declare it with @shared_task(base=ReceiverTask), or give "
             "the whole project Celery(..., task_cls='django_celery_signals:ReceiverTask')."
         )
     if not isinstance(task, Task):
@@ -203,40 +206,43 @@ def _name_of(task: Any) -> str:
     return str(task.name)
 
 
-def _body_of(task: Any, function: Any) -> Body | None:
-    """Return the function a task runs and whether it is given the task itself first, as far as that is known by now."""
-    name = _name_of(task)
-    if name in _bodies:
-        return _bodies[name]
-    if isinstance(task, Spelling):
-        bound = getattr(task.call, "__self__", None)
-        return (bound.run, False) if bound is not None else None
-    return (task.run, False)
+def _body_and_class(task: Any, name: str) -> tuple[Body | None, type]:
+    """Return the function a task runs and whether it is given the task itself first, and the task's class."""
+    if name in _made:
+        return _made[name]
+    real = getattr(task.call, "__self__", None) if isinstance(task, Spelling) else task
+    return (None, ReceiverTask) if real is None else ((real.run, False), real.__class__)
 
 
 # The connection --------------------------------------------------------------------------------------------------
 
 
 def _connect(
-    signal: Signal | Iterable[Signal],
-    name: str,
-    body: Body | None,
-    sender: Any,
-    where: dict[str, Any],
-    given: dict[str, Any],
+    signal: Signal | Iterable[Signal], task: Any, sender: Any, where: dict[str, Any], given: dict[str, Any]
 ) -> None:
-    place = f"receiver {name}"
-    own = options.read(given, place)
-    for one in _each_signal(signal):
+    name = _name_of(task)
+    body, cls = _body_and_class(task, name)
+    place, signals = f"receiver {name}", _each_signal(signal)
+    own = options.merged_with_class(options.read(given, place), cls, name)
+    for text in filter(lambda entry: isinstance(entry, str), own.exclude or ()):
+        each_sender(text, lambda _: None, f"{place}: exclude")
+    if where["signal_name"] and len(signals) > 1:
+        raise ConnectError(f"{place}: signal_name={where['signal_name']!r} names one signal; connect them one by one.")
+    for one in signals:
         if where["signal_name"]:
             names.name_signal(one, where["signal_name"])
-        check_signal(one, name)
-        check_parameters(one, name, body)
-        options.check_against_signal(own, one, sender, place)
-        if own.changed and where["subclasses"]:
-            raise ConnectError(f"{place}: changed= keeps values per model; list the models instead of subclasses=True.")
+        _check(one, name, body, own, sender)
+    for one in signals:
         link = partial(_link, one, name, own, where["dispatch_uid"], where["subclasses"])
         each_sender(sender, link, place, subclasses=where["subclasses"])
+
+
+def _check(signal: Signal, name: str, body: Body | None, own: options.SendingOptions, sender: Any) -> None:
+    check_signal(signal, name)
+    check_parameters(signal, name, body, also=frozenset({"event"}))
+    if own.when is not None:
+        check_parameters(signal, f"receiver {name}: when=", (own.when, False))
+    options.check_against_signal(own, signal, sender, f"receiver {name}")
 
 
 def _link(
@@ -245,17 +251,27 @@ def _link(
     """Connect one signal and one sender, now that the sender is known; a repetition with other options replaces."""
     key, django_sender, uid = _identity(name, signal, sender, dispatch_uid, subclasses)
     if subclasses:
-        own = replace(own, family=sender)
+        own = _of_family(own, name, sender)
     if own.changed:
-        changes.watch(sender, own.changed)
+        changes.watch(sender, own.changed, f"receiver {name}")
     known = _connections.get(key)
-    if known is not None and known.options != own:
+    if known is None or known.options != own:  # unknown, it may still be connected: by a plain signal.connect()
         Signal.disconnect(signal, _spelling(name), sender=django_sender, dispatch_uid=uid)
     _connections[key] = Connection(receiver=name, signal=signal, sender=sender, dispatch_uid=dispatch_uid, options=own)
     # Signal's own method: a ModelSignal would look a string up as a model, and each_sender() has done that.
     Signal.connect(signal, _spelling(name, own), sender=django_sender, weak=False, dispatch_uid=uid)
     if not names.signal_name(signal):
         names.name_signal(signal, f"connection:{name}:{label_of(sender)}")
+
+
+def _of_family(own: options.SendingOptions, name: str, sender: Any) -> options.SendingOptions:
+    if not isinstance(sender, type):
+        raise ConnectError(f"receiver {name}: subclasses=True needs a class as its sender, but got {sender!r}.")
+    if own.changed:
+        raise ConnectError(
+            f"receiver {name}: changed= keeps values per model; list the models instead of subclasses=True."
+        )
+    return replace(own, family=sender)
 
 
 def _identity(
@@ -265,7 +281,9 @@ def _identity(
     key = (name, id(signal), id(sender), dispatch_uid, subclasses)
     if not subclasses:
         return key, sender, dispatch_uid
-    return key, None, dispatch_uid or f"django_celery_signals:{name}:{label_of(sender)}:subclasses"
+    # With the sender's label, for to Django all of these have the same sender: None.
+    own_uid = f"django_celery_signals:{name}:{label_of(sender)}:subclasses"
+    return key, None, own_uid if dispatch_uid is None else f"{own_uid}:{dispatch_uid}"
 
 
 def _spelling(name: str, own: options.SendingOptions | None = None) -> Spelling:
@@ -273,8 +291,9 @@ def _spelling(name: str, own: options.SendingOptions | None = None) -> Spelling:
     return Spelling(send, target, own=own)
 
 
-def _each_signal(signal: Signal | Iterable[Signal]) -> Iterator[Signal]:
-    for one in [signal] if isinstance(signal, Signal) else list(signal):
+def _each_signal(signal: Signal | Iterable[Signal]) -> list[Signal]:
+    several = list(signal) if isinstance(signal, Iterable) and not isinstance(signal, str) else [signal]
+    for one in several:
         if not isinstance(one, Signal):
-            raise ConnectError(f"{one!r} is not a django.dispatch.Signal.")
-        yield one
+            raise ConnectError(f"{one!r} is not a django.dispatch.Signal. Give a signal, or a list of signals.")
+    return several

@@ -74,6 +74,7 @@ register(Unavailable, tag="absent", encode=_pass_on, decode=lambda p, _: Unavail
 # Values that Django's own signals carry and that never travel: standing in for them is no surprise, even under STRICT.
 _NEVER_CARRIED = {
     "django.db.models.query.QuerySet": "a QuerySet would have to be evaluated; send primary keys",
+    "django.db.models.expressions.Combinable": "only the database knows what it comes to; fetch the row",
     "django.db.migrations.state.StateApps": "the historical models exist only while migrating; name the app instead",
     "django.apps.registry.Apps": "import django.apps.apps in the receiver instead",
     "django.db.backends.base.base.BaseDatabaseWrapper": "a connection belongs to its process; use the alias",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from celery import Celery
@@ -15,6 +16,7 @@ from .options import SendingOptions
 from .wire import summary_of
 
 ON_MISSING = ("discard", "retry", "fail")
+SPELLINGS = ("delay", "apply_async", "delay_on_commit", "apply_async_on_commit")
 
 
 class ReceiverTask(DjangoTask):  # type: ignore[type-arg]
@@ -35,7 +37,13 @@ class ReceiverTask(DjangoTask):  # type: ignore[type-arg]
     #: Names the task had before, whose messages it still takes.
     former_names: tuple[str, ...] = ()
 
-    _orig_run: Any = None
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Keep a project's own version of a calling method connectable."""
+        super().__init_subclass__(**options)
+        for name in SPELLINGS:
+            method = inspect.getattr_static(cls, name)
+            if inspect.isfunction(method):
+                setattr(cls, name, connectable(method))
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run here and now; in a worker, run what the message says."""
@@ -46,7 +54,7 @@ class ReceiverTask(DjangoTask):  # type: ignore[type-arg]
             return super().__call__(*args, **kwargs)
         if ARGUMENT in kwargs:
             return execute(self, kwargs[ARGUMENT])
-        return call(self.run, *args, **kwargs)
+        return call(self, *args, **kwargs)
 
     @connectable
     def delay(self, /, *args: Any, **kwargs: Any) -> Any:
@@ -59,12 +67,17 @@ class ReceiverTask(DjangoTask):  # type: ignore[type-arg]
         DjangoTask.delay_on_commit(self, *args, **kwargs)
 
     @connectable
-    def apply_async(self, /, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+    def apply_async_on_commit(self, /, *args: Any, **kwargs: Any) -> None:
+        """Call the task in a worker after the commit, with options; connected to a signal, be its receiver."""
+        DjangoTask.apply_async_on_commit(self, *args, **kwargs)
+
+    @connectable
+    def apply_async(self, /, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         """Call the task in a worker, with Celery's options; connected to a signal, be its receiver."""
         if kwargs and ARGUMENT in kwargs:
             options.setdefault("argsrepr", summary_of(kwargs[ARGUMENT]))
             options.update(kwargsrepr="{}", ignore_result=True, add_to_parent=False)
-        return DjangoTask.apply_async(self, args, kwargs, **options)
+        return DjangoTask.apply_async(self, args, kwargs, *more, **options)
 
     @classmethod
     def on_bound(cls, app: Celery) -> None:
@@ -80,12 +93,18 @@ class ReceiverTask(DjangoTask):  # type: ignore[type-arg]
             raise ConnectError(
                 f"task {cls.name}: on_missing={cls.on_missing!r} cannot be; it must be one of {ON_MISSING}."
             )
-        if isinstance(cls.former_names, str):
-            raise ConnectError(f"task {cls.name}: former_names={cls.former_names!r} must be a list of names.")
+        if not _are_names(cls.former_names):
+            raise ConnectError(
+                f"task {cls.name}: former_names={cls.former_names!r} cannot be; it must be a list of names."
+            )
         # app.tasks would finish loading the app while it is still making this very task.
         for name in cls.former_names:
             app._tasks.setdefault(name, app._tasks[cls.name])  # type: ignore[attr-defined]
         _let_events_pass(cls)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
 
 
 def _let_events_pass(cls: Any) -> None:

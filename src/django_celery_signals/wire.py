@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -23,22 +24,49 @@ _SALT = "django_celery_signals.envelope"
 
 def seal(envelope: Envelope) -> str:
     """Return an envelope as signed JSON text, of at most ``MAX_ENVELOPE_BYTES``: the largest arguments stay behind."""
-    text = _dump(envelope, envelope.kwargs)
-    limit = conf.get().MAX_ENVELOPE_BYTES
-    kwargs = dict(envelope.kwargs)
-    for name in sorted(kwargs, key=lambda name: -len(json.dumps(kwargs[name]))) if len(text) > limit else ():
-        reason = f"the sending was larger than MAX_ENVELOPE_BYTES ({limit} bytes)"
-        logger.warning(
-            "%s: the argument %r of %s stays behind: %s.", envelope.event.receiver, name, envelope.summary, reason
-        )
-        kwargs[name] = {TAG: "absent", "v": ["argument", reason]}
-        text = _dump(envelope, kwargs)
-        if len(text) <= limit:
-            break
+    text, limit = _dump(envelope), conf.get().MAX_ENVELOPE_BYTES
+    if len(text) > limit:
+        text = _dump_lightened(envelope, limit)
     return Signer(salt=_SALT).sign(text)
 
 
-def _dump(envelope: Envelope, kwargs: dict[str, Any]) -> str:
+def _dump_lightened(envelope: Envelope, limit: int) -> str:
+    """Leave arguments behind, those with the largest instances first, until the rest is small enough."""
+    reason = f"the sending was larger than MAX_ENVELOPE_BYTES ({limit} bytes)"
+    absent = {TAG: "absent", "v": ["argument", reason]}
+    for name in sorted(envelope.kwargs, key=lambda name: _weight(envelope, name), reverse=True):
+        logger.warning(
+            "%s: the argument %r of %s stays behind: %s.", envelope.event.receiver, name, envelope.summary, reason
+        )
+        envelope = _without_unused_objects(replace(envelope, kwargs={**envelope.kwargs, name: absent}))
+        text = _dump(envelope)
+        if len(text) <= limit:
+            return text
+    return _dump(replace(envelope, changes={name: [absent, absent] for name in envelope.changes}))
+
+
+def _weight(envelope: Envelope, name: str) -> int:
+    node = envelope.kwargs[name]
+    return len(json.dumps([node, *(envelope.objects[index] for index in _objects_in(node, envelope.objects, set()))]))
+
+
+def _without_unused_objects(envelope: Envelope) -> Envelope:
+    used = _objects_in([envelope.sender, envelope.changes, envelope.kwargs], envelope.objects, set())
+    return replace(envelope, objects=[entry if index in used else {} for index, entry in enumerate(envelope.objects)])
+
+
+def _objects_in(node: Any, objects: list[Any], found: set[int]) -> set[int]:
+    """Collect the places of the instances that some JSON refers to."""
+    inner = node if isinstance(node, list) else list(node.values()) if isinstance(node, dict) else []
+    if isinstance(node, dict) and node.get(TAG) == "obj" and node["v"] not in found:
+        found.add(node["v"])
+        inner = [objects[node["v"]]]
+    for item in inner:
+        _objects_in(item, objects, found)
+    return found
+
+
+def _dump(envelope: Envelope) -> str:
     event = envelope.event
     body = {
         "version": VERSION,
@@ -53,7 +81,7 @@ def _dump(envelope: Envelope, kwargs: dict[str, Any]) -> str:
         "chain": list(event.chain),
         "context": envelope.context,
         "sender": envelope.sender,
-        "kwargs": list(kwargs.items()),  # a list keeps the order through any JSON library
+        "kwargs": list(envelope.kwargs.items()),  # a list keeps the order through any JSON library
         "objects": envelope.objects,
         "changes": envelope.changes,
     }
@@ -69,7 +97,7 @@ def unseal(sealed: Any) -> Envelope:
     """
     try:
         text = Signer(salt=_SALT).unsign(sealed)
-    except (BadSignature, TypeError, AttributeError) as error:
+    except (BadSignature, TypeError, AttributeError, ValueError) as error:
         raise DecodeError(
             "The envelope's signature does not match: it was forged or damaged, or sender and worker differ in "
             "SECRET_KEY (keep the old key in SECRET_KEY_FALLBACKS while you change it)."
@@ -94,7 +122,9 @@ def parse(text: str) -> Envelope:
     try:
         body = json.loads(text)
         version = body["version"]
-        if type(version) is int and version > VERSION:
+        if type(version) is not int or version < 1:
+            raise DecodeError(f"The envelope has the version {version!r:.40}, which there never was.")
+        if version > VERSION:
             raise UnknownVersion(
                 f"The envelope has version {version}; this code reads up to {VERSION}. Update the workers."
             )

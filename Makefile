@@ -1,0 +1,51 @@
+# One way to run anything. Needs Python 3.11 or later and make; everything else goes into .venv.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+NOX_ARGS ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help test demo lint format coverage matrix clean
+
+help: ## List the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
+
+test: $(VENV)/.installed-test ## Run the tests (PYTEST_ARGS="-k codec" and so on)
+	PYTHONDEVMODE=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+demo: $(VENV)/.installed-example ## Run the example with a real worker (DEMO_ARGS, DATABASE_URL, BROKER_URL)
+	$(BIN)/python example/demo.py $(DEMO_ARGS)
+
+lint: $(VENV)/.installed-lint ## Check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy src $(wildcard typing_tests)
+
+format: $(VENV)/.installed-lint ## Put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+coverage: $(VENV)/.installed-test ## Run the tests and show what they do not reach
+	PYTHONDEVMODE=1 $(BIN)/python -m pytest --cov --cov-report=term-missing $(PYTEST_ARGS)
+
+matrix: $(VENV)/.installed-dev ## Run the tests on every supported Python and Django that is found (NOX_ARGS)
+	$(BIN)/nox $(NOX_ARGS)
+
+clean: ## Remove everything that can be made again
+	rm -rf $(VENV) .nox .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist htmlcov
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is %s. Try: make PYTHON=python3.13" % sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp per extra: what is installed is installed again only after pyproject.toml has changed.
+$(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	@touch $@

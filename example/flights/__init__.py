@@ -1,0 +1,1 @@
+"""Flights, and what is known about them."""

@@ -1,0 +1,5 @@
+"""The Django project of the tests."""
+
+from .celery import app
+
+__all__ = ["app"]

@@ -1,0 +1,193 @@
+"""Names for signals, classes and objects that both processes hold."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from celery import shared_task
+from django.contrib.auth.signals import user_logged_in
+from django.core.signals import request_started
+from django.db.models.signals import ModelSignal, m2m_changed, post_save
+from django.dispatch import Signal
+from django.test.signals import setting_changed
+from django.utils.functional import SimpleLazyObject
+
+from django_celery_signals import names
+from django_celery_signals.names import find, find_signal, name_signal, path_of, place_of, short_name, signal_name
+
+here = Signal()
+in_dictionary = {"paid": Signal(), "sent": Signal(), "with.dot": Signal(), 5: Signal()}
+
+
+class Workflow:
+    started = ModelSignal()
+
+
+class Machine:
+    """An object that lives in a module, and is equal to every other."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Machine)
+
+    def __hash__(self) -> int:
+        return 1
+
+
+machine, second_machine = Machine(), Machine()
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Callable[..., types.ModuleType]:
+    """Makes modules that are imported for one test."""
+
+    def make(name: str, **contents: Any) -> types.ModuleType:
+        made = types.ModuleType(name)
+        vars(made).update(contents)
+        monkeypatch.setitem(sys.modules, name, made)
+        return made
+
+    return make
+
+
+# Signals -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("signal", "name"),
+    [
+        (post_save, "django.db.models.signals:post_save"),
+        (m2m_changed, "django.db.models.signals:m2m_changed"),
+        (request_started, "django.core.signals:request_started"),
+        (setting_changed, "django.core.signals:setting_changed"),
+        (user_logged_in, "django.contrib.auth.signals:user_logged_in"),
+        (here, f"{__name__}:here"),
+        (in_dictionary["paid"], f"{__name__}:in_dictionary.paid"),
+        (Workflow.started, f"{__name__}:Workflow.started"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_signal_is_found_where_it_lives(signal: Signal, name: str) -> None:
+    """H21: A signal's name is its place in a module, a module's dictionary or a class, and leads back to it."""
+    assert name == signal_name(signal)
+    assert signal is find_signal(name)
+
+
+def test_the_name_is_the_same_in_every_process(module: Callable[..., types.ModuleType]) -> None:
+    """H21: Of several places, the module called signals wins, then the shortest path, whatever was imported first."""
+    signal = Signal()
+    module("aaa.views", paid=signal)
+    module("zzz.payments.signals", paid=signal)
+    module("aaa.signals_of_old", paid=signal)
+    assert signal_name(signal) == "zzz.payments.signals:paid"
+    other = Signal()
+    module("bbb.deep.down.models", closed=other)
+    module("ccc.models", closed=other)
+    assert signal_name(other) == "ccc.models:closed"
+
+
+def test_a_signal_of_no_module_has_no_name() -> None:
+    """H21: A signal that no module holds has the empty name, which leads to a null object."""
+    signal = Signal()
+    assert signal_name(signal) == ""
+    assert type(find_signal("")) is names.UnknownSignal
+
+
+def test_a_signal_without_a_name_is_looked_for_again_after_an_import(module: Callable[..., types.ModuleType]) -> None:
+    """H21: A signal not found yet is found once its module is imported, and not searched for at every sending."""
+    signal = Signal()
+    assert signal_name(signal) == ""
+    made = module("late.signals")
+    vars(made)["late"] = signal
+    assert signal_name(signal) == "late.signals:late"
+
+
+def test_a_search_in_vain_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """H5: A signal of no module is not searched for in every module at every sending."""
+    signal = Signal()
+    signal_name(signal)
+    monkeypatch.setattr(names, "_places", lambda thing: pytest.fail("searched again"))
+    assert signal_name(signal) == ""
+
+
+def test_a_given_name_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """H21: A name given at connect is the one a signal travels under, and it needs no module."""
+    monkeypatch.setattr(names, "_given", dict(names._given))
+    signal = Signal()
+    name_signal(signal, "shop.paid")
+    assert signal_name(signal) == "shop.paid"
+    assert find_signal("shop.paid") is signal
+
+
+def test_keys_that_a_path_cannot_hold_are_passed_over() -> None:
+    """H21: A key that is no text, or holds a dot, is no name."""
+    assert signal_name(in_dictionary["with.dot"]) == ""
+    assert signal_name(in_dictionary[5]) == ""  # type: ignore[index]
+
+
+def test_what_is_no_signal_is_not_taken_for_one() -> None:
+    """H21: A name that leads to something else leads to a null object."""
+    for path in ("json:dumps", f"{__name__}:machine", "nowhere:x", f"{__name__}:in_dictionary"):
+        assert type(find_signal(path)) is names.UnknownSignal
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [("a.b:post_save", "post_save"), ("a.b:C.started", "started"), ("shop.paid", "paid"), ("", ""), ("paid", "paid")],
+)
+def test_short_names_are_for_people(name: str, short: str) -> None:
+    """A signal's short name is the last part of its name."""
+    assert short == short_name(name)
+
+
+def test_searching_evaluates_nothing(module: Callable[..., types.ModuleType]) -> None:
+    """H66b: Looking for a name evaluates no lazy object of any module, and makes Celery choose no app."""
+    evaluated: list[str] = []
+    lazy = SimpleLazyObject(lambda: evaluated.append("lazy object"))
+
+    @shared_task(name="tests.names.untouched")
+    def task() -> None: ...
+
+    module("lazy.signals", lazy=lazy, task=task)
+    assert signal_name(Signal()) == ""
+    assert place_of(object()) is None
+    find("lazy.signals:lazy.inner")
+    assert evaluated == []
+    assert "_Proxy__thing" not in task.__dict__ if hasattr(task, "__dict__") else True
+
+
+# Things ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_path_leads_back_or_is_none() -> None:
+    """H22: A class or function has a path only when that path leads back to it."""
+    assert path_of(Workflow) == f"{__name__}:Workflow"
+    assert find(f"{__name__}:Workflow") is Workflow
+    assert path_of(type("Workflow", (), {"__module__": __name__})) is None
+    assert path_of(machine) is None
+
+
+def test_an_object_is_found_by_identity() -> None:
+    """H22: An object that lives in a module is told from one that is merely equal."""
+    assert place_of(machine) == f"{__name__}:machine"
+    assert place_of(second_machine) == f"{__name__}:second_machine"
+    assert place_of(Machine()) is None
+
+
+def test_an_object_that_has_moved_has_no_place(module: Callable[..., types.ModuleType]) -> None:
+    """H22: A place counts only as long as the object is there."""
+    made = module("shop.moving", thing=Machine())
+    thing = made.thing
+    assert place_of(thing) == "shop.moving:thing"
+    made.thing = Machine()  # type: ignore[attr-defined]
+    assert place_of(thing) is None
+
+
+def test_objects_are_not_searched_for_at_every_sending(monkeypatch: pytest.MonkeyPatch) -> None:
+    """H22: Senders that live in no module, such as views, do not cost a search of all modules each."""
+    place_of(object())
+    monkeypatch.setattr(names, "_held_by_modules", lambda: pytest.fail("searched again"))
+    assert [place_of(object()) for _ in range(3)] == [None] * 3

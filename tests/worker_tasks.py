@@ -1,0 +1,116 @@
+"""Tasks for workers that are processes of their own: what they were given they write into a file.
+
+The tests connect them; a worker that is to send as well imports ``tests.worker_connections``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from celery import shared_task
+from django.dispatch import Signal
+from django.utils import timezone, translation
+
+from django_celery_signals import Event, ReceiverTask, RetryAfter, current_event
+from tests.shop.models import Customer, Tag
+
+REPORT = "DCS_TESTS_REPORT"  # names the file, in the worker's environment
+
+doorbell = Signal()
+
+
+def report(task: str, **facts: Any) -> None:
+    """Add a line to the file; one write, so that the lines of many processes do not mix."""
+    line = json.dumps({"task": task, **facts}) + "\n"
+    with open(os.environ[REPORT], "ab", buffering=0) as file:
+        file.write(line.encode())
+
+
+def read_reports(file: Path, task: str | None = None) -> list[dict[str, Any]]:
+    """Return what was reported so far, by one task or by all."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [facts for facts in map(json.loads, lines) if task in (None, facts["task"])]
+
+
+def _of(event: Event) -> Mapping[str, Any]:
+    return {
+        "id": event.id,
+        "signal_name": event.signal_name,
+        "sent_at": event.sent_at.isoformat(),
+        "depth": event.depth,
+        "parent_id": event.parent_id,
+        "is_current": current_event() is event,
+    }
+
+
+@shared_task(base=ReceiverTask)
+def note(sender: Any, instance: Tag, created: bool, using: str, signal: Signal, event: Event) -> None:
+    """Tell everything about a saved tag."""
+    report(
+        "note",
+        sender=f"{sender.__module__}.{sender.__qualname__}",
+        signal=event.signal_name.rpartition(":")[2] if signal is not None else None,
+        name=instance.name,
+        created=created,
+        using=[using, instance._state.db],
+        event=_of(event),
+    )
+
+
+@shared_task(base=ReceiverTask)
+def look_around(number: int, event: Event) -> None:
+    """Tell under which language, time zone and event a ring is answered, and save something, which sends again."""
+    tag = Tag.objects.create(name=f"ring {number}")
+    report(
+        "look_around",
+        number=number,
+        language=translation.get_language(),
+        zone=timezone.get_current_timezone_name(),
+        event=_of(event),
+        tag=tag.pk,
+        pid=os.getpid(),
+    )
+
+
+@shared_task(base=ReceiverTask)
+def follow(instance: Tag, event: Event) -> None:
+    """Tell what a receiver caused."""
+    report("follow", name=instance.name, event=_of(event))
+
+
+@shared_task(base=ReceiverTask)
+async def wait_a_moment(number: int, event: Event) -> None:
+    """Do the work in a coroutine."""
+    await asyncio.sleep(0)
+    customer = await Customer.objects.acreate(name=f"coroutine {number}")
+    report("wait_a_moment", number=number, name=customer.name, event=_of(event))
+
+
+@shared_task(base=ReceiverTask)
+def try_again(number: int, event: Event) -> None:
+    """Ask once for another try."""
+    first = not Tag.objects.using("other").filter(name=event.id).exists()
+    report("try_again", number=number, id=event.id, first=first)
+    if first:
+        Tag.objects.using("other").create(name=event.id)  # stays: the receiver's transaction is the default's
+        Tag.objects.create(name="undone")
+        raise RetryAfter(0.1)
+
+
+@shared_task(base=ReceiverTask)
+def save_again(instance: Tag, event: Event) -> None:
+    """Cause itself."""
+    report("save_again", depth=event.depth)
+    instance.save()
+
+
+@shared_task(base=ReceiverTask)
+def count_together(first: int, second: int = 0) -> int:
+    """Be an ordinary task."""
+    report("count_together", sum=first + second)
+    return first + second
