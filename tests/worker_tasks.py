@@ -1,4 +1,4 @@
-"""Tasks for workers that are processes of their own: what they were given they write into a file.
+"""Tasks for workers that are processes of their own: they report what they were given.
 
 The tests connect them; a worker that is to send as well imports ``tests.worker_connections``.
 """
@@ -6,10 +6,8 @@ The tests connect them; a worker that is to send as well imports ``tests.worker_
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from celery import shared_task
@@ -17,24 +15,10 @@ from django.dispatch import Signal
 from django.utils import timezone, translation
 
 from django_celery_signals import Event, ReceiverTask, RetryAfter, current_event
+from tests.reports import report
 from tests.shop.models import Customer, Tag
 
-REPORT = "DCS_TESTS_REPORT"  # names the file, in the worker's environment
-
 doorbell = Signal()
-
-
-def report(task: str, **facts: Any) -> None:
-    """Add a line to the file; one write, so that the lines of many processes do not mix."""
-    line = json.dumps({"task": task, **facts}) + "\n"
-    with open(os.environ[REPORT], "ab", buffering=0) as file:
-        file.write(line.encode())
-
-
-def read_reports(file: Path, task: str | None = None) -> list[dict[str, Any]]:
-    """Return what was reported so far, by one task or by all."""
-    lines = file.read_text().splitlines() if file.exists() else []
-    return [facts for facts in map(json.loads, lines) if task in (None, facts["task"])]
 
 
 def _of(event: Event) -> Mapping[str, Any]:

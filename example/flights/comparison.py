@@ -57,7 +57,9 @@ def entries(rows: Iterable[tuple[Any, ...]]) -> Rows:
     for flight, *said, tag in rows:
         words[flight] = tuple(said)
         tags.setdefault(flight, []).extend([f"#{tag}"] if tag else [])
-    return {flight: " ".join(str(word) for word in (*said, *sorted(tags[flight])) if word) for flight, said in words.items()}
+    return {
+        flight: " ".join(str(word) for word in (*said, *sorted(tags[flight])) if word) for flight, said in words.items()
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -76,7 +76,9 @@ class Flight(models.Model):
     dest = models.ForeignKey(Airport, models.PROTECT, related_name="arrivals")
     scheduled = models.DateTimeField(help_text="When it was to leave.")
     dep_delay = models.SmallIntegerField(null=True, blank=True, help_text="Minutes; empty when it never left.")
-    arr_delay = models.SmallIntegerField(null=True, blank=True, help_text="Minutes; empty when it did not arrive there.")
+    arr_delay = models.SmallIntegerField(
+        null=True, blank=True, help_text="Minutes; empty when it did not arrive there."
+    )
     air_time = models.PositiveSmallIntegerField(null=True, blank=True, help_text="Minutes.")
     distance = models.PositiveSmallIntegerField(help_text="Miles.")
     tags = models.ManyToManyField(Tag, blank=True, related_name="flights")
@@ -217,7 +219,9 @@ class DelayAlert(models.Model):
     """A flight that arrived very late."""
 
     # Without a constraint: a cascade would make deleting a flight wait for a worker that waits for that very flight.
-    flight = models.OneToOneField(Flight, models.DO_NOTHING, primary_key=True, db_constraint=False, related_name="alert")
+    flight = models.OneToOneField(
+        Flight, models.DO_NOTHING, primary_key=True, db_constraint=False, related_name="alert"
+    )
     minutes = models.SmallIntegerField()
 
     objects = DelayAlertQuerySet.as_manager()

@@ -1,7 +1,7 @@
 """What happens when a flight changes. No view imports this module: every process of the project connects it by itself.
 
-Take the decorators' ``_task`` away and these are ordinary Django receivers, run inside the request. As they stand, a Celery
-worker runs them, each in a transaction of its own.
+Take the decorators' ``_task`` away and these are ordinary Django receivers, run inside the request. As they stand, a
+Celery worker runs them, each in a transaction of its own.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from . import conf, names
 from .dispatch import dispatch, lose
 from .envelope import Sending, write
 from .exceptions import ConnectError, LoopDetected
+from .instances import as_instance
 from .options import SendingOptions, lets_through, merged
 from .publisher import project_app
 from .signals import LIFECYCLE
@@ -175,13 +176,13 @@ def alias_of(sending: Sending) -> str:
     using = sending.kwargs.get("using")
     if isinstance(using, str) and using in connections.settings:
         return using
-    instances = [value for value in (sending.sender, *sending.kwargs.values()) if isinstance(value, Model)]
-    aliases = {alias for instance in instances if (alias := instance._state.db)}
-    main = sending.kwargs.get("instance")
-    if isinstance(main, Model) and main._state.db:
-        return main._state.db
+    main = as_instance(sending.kwargs.get("instance"))
+    if main is not None and main._state.db:
+        return str(main._state.db)
+    instances = map(as_instance, (sending.sender, *sending.kwargs.values()))
+    aliases = {instance._state.db for instance in instances if instance is not None and instance._state.db}
     if len(aliases) == 1:
-        return aliases.pop()
+        return str(aliases.pop())
     if isinstance(sending.sender, type) and issubclass(sending.sender, Model) and not sending.sender._meta.abstract:
         return str(router.db_for_write(sending.sender))
     return DEFAULT_DB_ALIAS

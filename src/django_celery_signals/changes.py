@@ -23,6 +23,7 @@ from .exceptions import ConnectError
 
 _ATTRIBUTE = "_django_celery_signals_values"
 _SAVING = "_django_celery_signals_saving"
+_SAVES = "_django_celery_signals_saves"  # what the saves in flight have changed, the innermost last
 _UID = "django_celery_signals.changes"
 _watched: dict[type[models.Model], set[str]] = {}  # model -> attnames
 
@@ -101,6 +102,7 @@ def watch(model: Any, names: Iterable[str], place: str) -> None:
         pre_save.connect(_before_save, sender=model, dispatch_uid=_UID)
         post_save.connect(_after_save, sender=model, dispatch_uid=_UID)
         _follow_refresh(model)
+        _follow_saves(model)
     _watched[model] |= attnames
 
 
@@ -131,8 +133,8 @@ def attname(model: type[models.Model], name: str) -> str:
 
 def changes_of(instance: models.Model, names: Iterable[str]) -> Changes:
     """Return what the save that is just being signalled changed, of some fields: name -> (old, new)."""
-    values = instance.__dict__.get(_ATTRIBUTE)
-    made = values.changes if values is not None else {}
+    saves, values = instance.__dict__.get(_SAVES), instance.__dict__.get(_ATTRIBUTE)
+    made = saves[-1] if saves else values.changes if values is not None else {}
     by_name = ((name, attname(type(instance), name)) for name in names)
     return {name: made[key] for name, key in by_name if key in made}
 
@@ -189,6 +191,8 @@ def _after_save(
     if connections[using].in_atomic_block:
         values.before, values.fate = (last if known is last.fields else Values(known)), Fate(using)
     instance.__dict__[_ATTRIBUTE] = values
+    if saves := instance.__dict__.get(_SAVES):
+        saves[-1] = changes
 
 
 def _standing(instance: models.Model) -> Values:
@@ -235,3 +239,21 @@ def _follow_refresh(model: type[models.Model]) -> None:
             self.__dict__[_ATTRIBUTE] = replace(standing, fields={**standing.fields, **_loaded(self, fields)})
 
     model.refresh_from_db = refresh_from_db  # type: ignore[method-assign]
+
+
+def _follow_saves(model: type[models.Model]) -> None:
+    """Keep the changes of a save apart from those of another save of the same object by one of its receivers."""
+    original = model.save_base
+
+    @functools.wraps(original)
+    def save_base(self: models.Model, *args: Any, **kwargs: Any) -> None:
+        saves = self.__dict__.setdefault(_SAVES, [])
+        saves.append({})
+        try:
+            original(self, *args, **kwargs)
+        finally:
+            saves.pop()
+            if not saves:
+                self.__dict__.pop(_SAVES, None)
+
+    model.save_base = save_base  # type: ignore[method-assign]

@@ -9,6 +9,7 @@ import collections
 import types
 from collections.abc import Callable
 from enum import Enum, Flag
+from functools import lru_cache
 from typing import Any
 
 from django.apps import AppConfig, apps
@@ -19,17 +20,37 @@ from django.dispatch import Signal
 from . import names
 from .codec import SUBCLASSED, Decoder, Encoder, Unencodable, exactly, from_pairs, known, pairs, register
 from .exceptions import DecodeError
+from .standins import Unavailable
 
 
 def _path(value: Any, _: Encoder) -> str:
     return known(value, names.path_of(value), "no imported module holds it under its own name")
 
 
+class _NotHere(DecodeError):
+    """Inner signal: this process has not imported what a name leads to."""
+
+
 def _found(path: Any, cls: type | tuple[type, ...]) -> Any:
     thing = names.find(exactly(path, str))
-    if thing is None or not isinstance(thing, cls):
-        raise DecodeError(f"no imported module of this process holds {path!r:.120}; import it where the worker starts")
+    if thing is None:
+        raise _NotHere(path)
+    if not isinstance(thing, cls):
+        raise DecodeError(f"{path!r:.120} leads to a {type(thing).__name__}")
     return thing
+
+
+def _or_absent(decode: Callable[[Any, Decoder], Any]) -> Callable[[Any, Decoder], Any]:
+    """Let a stand-in arrive where the name leads nowhere: the rest of the event is none the worse for it."""
+
+    def decode_or_stand_in(payload: Any, decoder: Decoder) -> Any:
+        try:
+            return decode(payload, decoder)
+        except _NotHere as error:
+            path = str(error).replace(":", ".")
+            return Unavailable(path, "no imported module of this process holds it; import it where the worker starts")
+
+    return decode_or_stand_in
 
 
 def _class(value: type, encoder: Encoder) -> Any:
@@ -68,20 +89,25 @@ def _enum_from(payload: Any, decoder: Decoder) -> Any:
     return cls(decoder.decode(value))
 
 
-register(type, tag="class", encode=_class, decode=_class_from, subclasses=True)
-register(Enum, tag="enum", encode=_enum, decode=_enum_from, subclasses=True)
+def _signal_names(value: Signal, _: Encoder) -> list[str]:
+    known(value, names.signal_name(value), "no imported module holds this signal")
+    return list(names.signal_names(value))
+
+
+register(type, tag="class", encode=_class, decode=_or_absent(_class_from), subclasses=True)
+register(Enum, tag="enum", encode=_enum, decode=_or_absent(_enum_from), subclasses=True)
 for _kind in (types.FunctionType, types.BuiltinFunctionType):
     register(
         _kind,
         tag=f"{_kind.__name__}",
         encode=_path,
-        decode=lambda p, _, kind=_kind: _found(p, kind),  # type: ignore[misc]
+        decode=_or_absent(lambda p, _, kind=_kind: _found(p, kind)),  # type: ignore[misc]
     )
 register(
     Signal,
     tag="signal",
-    encode=lambda v, _: known(v, names.signal_name(v), "no imported module holds this signal"),
-    decode=lambda p, _: names.find_signal(exactly(p, str)),
+    encode=_signal_names,
+    decode=lambda p, d: names.find_signal(*(exactly(name, str) for name in d.each(p))),
     subclasses=True,
 )
 register(
@@ -112,14 +138,29 @@ register(
 def _subclass(value: Any, encoder: Encoder) -> list[Any]:
     if isinstance(value, _UNSEEN) or isinstance(object.__getstate__(value), tuple):  # a tuple: it has slots
         raise Unencodable(value, "it keeps more than its content and its __dict__; teach it with register_codec()")
-    base = next(base for base in SUBCLASSED if isinstance(value, base))
+    cls: Any = type(value)
+    base = next(base for base in SUBCLASSED if issubclass(cls, base))
+    if not _can_be_built(cls, base):
+        raise Unencodable(
+            value, f"Python cannot build one from a plain {base.__name__}; teach it with register_codec()"
+        )
     if base is dict:
         plain: Any = pairs(value, encoder)
     elif base in (list, tuple, set, frozenset):
         plain = encoder.all(base.__iter__(value))
     else:
         plain = encoder.strictly(_PLAIN[base](value))
-    return [_path(type(value), encoder), base.__name__, plain, encoder.encode(dict(getattr(value, "__dict__", {})))]
+    return [_path(cls, encoder), base.__name__, plain, encoder.encode(dict(getattr(value, "__dict__", {})))]
+
+
+@lru_cache(maxsize=1024)
+def _can_be_built(cls: Any, base: Any) -> bool:
+    """Tell whether the base can make an object of the class: not of one with a layout of its own, in C."""
+    try:
+        base.__new__(cls, *(() if base in _FILL else (base(),)))
+    except TypeError:
+        return False
+    return True
 
 
 # These keep an order or a factory where only their own code sees it.
@@ -144,7 +185,7 @@ def _subclass_from(payload: Any, decoder: Decoder) -> Any:
     if not issubclass(cls, base) or issubclass(cls, (Enum, bool, *_UNSEEN)):
         raise DecodeError(f"{path!r:.120} is no plain subclass of {base_name!r:.20}")
     content = dict(from_pairs(plain, decoder)) if base is dict else exactly(decoder.decode(plain), _carried_as(base))
-    value = base.__new__(cls, *(() if base in (list, dict, set) else (content,)))
+    value = base.__new__(cls, *(() if base in _FILL else (content,)))
     if fill := _FILL.get(base):
         fill(value, content)
     if attributes:
@@ -156,7 +197,7 @@ def _carried_as(base: type) -> type:
     return base if base in _PLAIN else list
 
 
-register("subclass", tag="subclass", encode=_subclass, decode=_subclass_from)
+register("subclass", tag="subclass", encode=_subclass, decode=_or_absent(_subclass_from))
 
 # PostgreSQL's ranges, without importing a driver ---------------------------------------------------------------------
 
@@ -177,4 +218,4 @@ register("psycopg.types.range.Range", tag="range.psycopg", encode=_range, decode
 register("psycopg2._range.Range", tag="range.psycopg2", encode=_range, decode=_range_from, subclasses=True)
 
 # A sender that is a module-level object of no class the codec knows: found again by its place.
-register("place", tag="place", encode=lambda v, _: v, decode=lambda p, _: _found(p, object))
+register("place", tag="place", encode=lambda v, _: v, decode=_or_absent(lambda p, _: _found(p, object)))

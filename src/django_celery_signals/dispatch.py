@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from celery import Celery
-from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 
+from . import conf
 from .envelope import Envelope
-from .exceptions import PublishError, SignalTaskError
+from .exceptions import PublishError, PublishTimeout, SignalTaskError
 from .publisher import project_app, publisher
 from .signals import event_lost, event_sent, tell
 from .wire import seal
@@ -69,34 +74,82 @@ def immediate(message: Message) -> None:
 def on_commit(message: Message) -> None:
     """Publish after the outermost commit of the sending's database; nothing on rollback, never an error."""
     using = message.envelope.event.using
-    try:
-        may_commit = connections[using].in_atomic_block or connections[using].get_autocommit()
-    except SynchronousOnlyOperation:  # send() straight from a coroutine, which can hold no transaction open
+    connection = connections[using]
+    if _has_no_transaction(connection):
         publish_or_lose(message)
         return
-    if not may_commit:
+    if not connection.in_atomic_block and not connection.get_autocommit():
         raise transaction.TransactionManagementError(
             f"{message.envelope.event.receiver}: autocommit is off on {using!r} and no atomic() block is open, so "
             "Django cannot tell when this sending commits. Open an atomic() block, or connect the receiver with "
             "guarantee='immediate'."
         )
     # Robust: a failing one stops neither the others nor the request. But an eager receiver's error is for the test.
-    transaction.on_commit(lambda: publish_or_lose(message), using=using, robust=not _errors_propagate())
+    patience = _patience_of(connection)
+    transaction.on_commit(lambda: publish_or_lose(message, patience), using=using, robust=not _errors_propagate())
+
+
+def _has_no_transaction(connection: BaseDatabaseWrapper) -> bool:
+    """Tell, without opening a connection, whether there is certainly no transaction to wait for."""
+    if connection.in_atomic_block:
+        return False
+    return connection.connection is None and bool(connection.settings_dict.get("AUTOCOMMIT", True))
 
 
 GUARANTEES: dict[str, Callable[[Message], None]] = {"immediate": immediate, "on_commit": on_commit}
 
 
-def publish_or_lose(message: Message) -> None:
+class Patience:
+    """How long the messages of one commit wait for a slow broker, all together.
+
+    Each may take ``FREE`` seconds without being counted, so that a large transaction on a healthy broker loses nothing.
+    """
+
+    FREE = 0.05
+    __slots__ = ("__weakref__", "left")
+
+    def __init__(self) -> None:
+        """Begin with ``PUBLISH_TIMEOUT`` seconds."""
+        self.left = conf.get().PUBLISH_TIMEOUT
+
+    @contextmanager
+    def spent(self) -> Iterator[float]:
+        """Give the seconds that the next message may take, and count what it took."""
+        if self.left <= 0:
+            raise PublishTimeout("The broker is slow: the messages of this commit have waited PUBLISH_TIMEOUT already.")
+        started = time.monotonic()
+        try:
+            yield self.left + self.FREE
+        finally:
+            self.left -= max(0.0, time.monotonic() - started - self.FREE)
+
+
+# Held by the commit hooks of one transaction, and so gone with the last of them.
+_patience: WeakKeyDictionary[BaseDatabaseWrapper, weakref.ref[Patience]] = WeakKeyDictionary()
+
+
+def _patience_of(connection: BaseDatabaseWrapper) -> Patience:
+    known = _patience.get(connection)
+    patience = (known() if known is not None else None) or Patience()
+    _patience[connection] = weakref.ref(patience)
+    return patience
+
+
+def publish_or_lose(message: Message, patience: Patience | None = None) -> None:
     """Publish; when that fails the event is lost: logged, counted and told, not raised."""
     try:
-        publish(message)
+        with (patience or Patience()).spent() as timeout:
+            publish(message, timeout)
     except PublishError as error:
         _lost(message, error)
 
 
-def publish(message: Message) -> None:
+def publish(message: Message, timeout: float | None = None) -> None:
     """Hand a message to the broker and wait for it, in bounded time.
+
+    Args:
+        message: what to publish.
+        timeout: seconds to wait, at most; ``PUBLISH_TIMEOUT`` unless told.
 
     Raises:
         PublishError: when the broker did not take it.
@@ -115,7 +168,7 @@ def publish(message: Message) -> None:
     if app.conf.task_always_eager:
         send()
     else:
-        publisher().publish(app, send)
+        publisher().publish(app, send, timeout)
     _count("sent")
     tell(event_sent, event.receiver, event_id=event.id, signal_name=event.signal_name)
 
@@ -157,5 +210,5 @@ def _lineage(app: Celery) -> dict[str, Any]:
 
 
 def _errors_propagate() -> bool:
-    conf = project_app().conf
-    return bool(conf.task_always_eager and conf.task_eager_propagates)
+    celery_conf = project_app().conf
+    return bool(celery_conf.task_always_eager and celery_conf.task_eager_propagates)

@@ -6,9 +6,11 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import UUID
 
 from django.core.signals import request_started
 from django.db.models import Model
+from django.db.models.signals import m2m_changed
 from django.dispatch import Signal
 from django.utils import timezone as django_timezone
 from django.utils import translation
@@ -18,7 +20,7 @@ from .changes import changes_of
 from .codec import TAG, Decoder, Encoder, Unencodable
 from .event import Event, new_event
 from .exceptions import DecodeError, EncodeError
-from .instances import InstanceEncoder, instance_from, is_sensitive
+from .instances import InstanceEncoder, as_instance, instance_from, is_sensitive
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ class Envelope:
     """One sending for one receiver, its values already in JSON."""
 
     event: Event
+    signal_names: tuple[str, ...]  # of the signal, the best first; this process may hold it under any of them
     summary: str  # "post_save shop.Order pk=5 created": for logs and Flower, never a field's value
     sender: Any  # JSON
     kwargs: dict[str, Any]  # name -> JSON, in the order of the sending
@@ -87,6 +90,7 @@ def write(
     writer.argument = "changes"
     return Envelope(
         event=event,
+        signal_names=names.signal_names(sending.signal),
         summary=summary,
         sender=sender,
         kwargs=kwargs,
@@ -97,8 +101,8 @@ def write(
 
 
 def _changes(sending: Sending, changed: Iterable[str] | None) -> dict[str, list[Any]]:
-    instance = sending.kwargs.get("instance")
-    if changed is None or not isinstance(instance, Model):
+    instance = as_instance(sending.kwargs.get("instance"))
+    if changed is None or instance is None:
         return {}
     return {
         name: [_SECRET, _SECRET] if _is_secret(instance, name) else list(pair)
@@ -152,21 +156,33 @@ def _encode_sender(sender: Any, encoder: Encoder) -> Any:
 
 def summarise(sending: Sending, signal_name: str) -> str:
     """Say in a few words what was sent: signal, sender, primary key, what happened to it."""
-    instance, created, action = (sending.kwargs.get(name) for name in ("instance", "created", "action"))
+    instance, action = as_instance(sending.kwargs.get("instance")), sending.kwargs.get("action")
     words = [names.short_name(signal_name) or "signal", _sender_in_words(sending.sender)]
-    if isinstance(instance, Model):
-        words.append(f"pk={instance.pk!r:.60}")
-    if created is True:
+    if instance is not None:
+        words.append(_pk_in_words(instance))
+    if sending.kwargs.get("created") is True:
         words.append("created")
-    if type(action) is str:
+    if sending.signal is m2m_changed and type(action) is str:
         words.append(action)
     return " ".join(word for word in words if word)
 
 
+def _pk_in_words(instance: Model) -> str:
+    """Show a primary key that says nothing by itself; an e-mail address or a name could be one, too."""
+    pk = instance.pk
+    parts = pk if type(pk) is tuple else (pk,)
+    return (
+        f"pk={pk}" if all(part is None or type(part) in (int, UUID) for part in parts) else "pk=\N{HORIZONTAL ELLIPSIS}"
+    )
+
+
 def _sender_in_words(sender: Any) -> str:
-    cls = sender if isinstance(sender, type) else type(sender)
+    instance = as_instance(sender)
+    if instance is not None:
+        return f"{instance._meta.label} {_pk_in_words(instance)}"
+    cls = sender if issubclass(type(sender), type) else type(sender)
     if issubclass(cls, Model):
-        return str(cls._meta.label) if isinstance(sender, type) else f"{cls._meta.label} pk={sender.pk!r:.60}"
+        return str(cls._meta.label)
     if sender is None or isinstance(sender, str):
         return f"{sender:.60}" if sender else ""
     return str(getattr(sender, "__qualname__", cls.__qualname__))

@@ -16,7 +16,7 @@ from typing import Any
 from asgiref.sync import async_to_sync
 from celery._state import _task_stack  # type: ignore[attr-defined]
 from celery.exceptions import Ignore, Reject, Retry
-from django.db import InterfaceError, OperationalError, close_old_connections, transaction
+from django.db import InterfaceError, OperationalError, close_old_connections, connections, transaction
 from django.utils import timezone, translation
 
 from . import names
@@ -123,6 +123,8 @@ def _arguments(task: Any, envelope: Envelope) -> tuple[dict[str, Any], Event]:
     reader = Reader(envelope)
     try:
         event = replace(envelope.event, changes=reader.changes())
+        if task.atomic:
+            connections[event.using].ensure_connection()
         return _wanted(task, envelope, reader, event), event
     except InstanceMissing as error:
         outcome = _missing(task, envelope.event, error)
@@ -143,7 +145,7 @@ def _wanted(task: Any, envelope: Envelope, reader: Reader, event: Event) -> dict
     if takes_all or "sender" in named:
         kwargs["sender"] = reader.value(envelope.sender)
     if takes_all or "signal" in named:
-        kwargs["signal"] = names.find_signal(event.signal_name)
+        kwargs["signal"] = names.find_signal(*envelope.signal_names)
     if "event" in named:
         kwargs.setdefault("event", event)
     return kwargs
@@ -180,6 +182,8 @@ def _outcome(task: Any, event: Event, error: Exception) -> Exception:
         return _discarded(task, event, str(error))
     if isinstance(error, RetryAfter):
         return _retry(task, event, error, error.seconds)
+    if isinstance(error, InstanceMissing):  # of what is fetched when it is used: the user of a request
+        return _missing(task, event, error)
     if isinstance(error, Fail):
         return _failed(task, event, ReceiverFailed(f"{task.name} failed for good: {error}"))
     if isinstance(error, Retry):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from django.apps import apps
@@ -16,9 +17,10 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import ImproperlyConfigured, ObjectDoesNotExist
 from django.db import connections, models
 from django.db.models.fields.files import FieldFile
+from django.utils.functional import LazyObject
 
 from . import conf
-from .codec import TAG, Decoder, Encoder, Unencodable, register, register_transparent
+from .codec import TAG, Decoder, Encoder, Unencodable, exactly, register, register_transparent
 from .exceptions import DecodeError, DetachedInstance, InstanceMissing, NotCarried
 
 Entry = dict[str, Any]
@@ -180,7 +182,16 @@ def is_sensitive(cls: type[models.Model], field: models.Field[Any, Any]) -> bool
     if SENSITIVE_WORDS.search(field.name.lower()) and not _is_pk(cls, field):
         return True
     given = conf.get().SENSITIVE_FIELDS
-    return any(entry in (field.name, field.attname, f"{cls._meta.label}.{field.name}") for entry in given)
+    metas = filter(None, (getattr(base, "_meta", None) for base in cls.__mro__))
+    own = {field.name, field.attname, *(f"{meta.label}.{field.name}" for meta in metas)}
+    return not own.isdisjoint(given)
+
+
+def as_instance(value: Any) -> models.Model | None:
+    """Return a model instance, out of lazy objects that hold one already; anything else is None. Evaluates nothing."""
+    while issubclass(type(value), LazyObject):
+        value = value._wrapped
+    return value if issubclass(type(value), models.Model) else None
 
 
 register_transparent(models.Model, lambda value, encoder: {TAG: "obj", "v": encoder.index(value)})  # type: ignore[attr-defined]
@@ -251,7 +262,7 @@ def rebuild(model: type[models.Model], alias: str | None, snapshot: Any, decoder
 
     Fields that the model has gained since are deferred, fields it has lost are ignored.
     """
-    nodes, unset = snapshot["values"], set(snapshot["unset"])
+    nodes, unset = exactly(snapshot["values"], dict), set(snapshot["unset"])
     known = [field for field in model._meta.concrete_fields if field.attname in nodes or field.attname in unset]
     values = {field.attname: decoder.decode(nodes[field.attname]) for field in known if field.attname in nodes}
     instance = model.from_db(
@@ -267,29 +278,28 @@ def rebuild(model: type[models.Model], alias: str | None, snapshot: Any, decoder
 def detach(instance: models.Model, forbidden: frozenset[str]) -> None:
     """Make an instance refuse to be written, and to load the fields that were left out on purpose.
 
-    The methods are shadowed on the instance, so that its class stays exactly the sender's.
+    The methods are shadowed on the instance, so that its class stays exactly the sender's; it can still be pickled.
     """
-    label = type(instance)._meta.label
-
-    def refuse_to_write(*args: Any, **kwargs: Any) -> Any:
-        raise DetachedInstance(
-            f"This {label} is a snapshot from the moment its signal was sent; saving or deleting it could resurrect or "
-            f"overwrite a row. Fetch the row first: {model_name}.objects.get(pk=instance.pk)."
-        )
-
-    def refresh_from_db(*args: Any, **kwargs: Any) -> None:
-        wanted = kwargs.get("fields", args[1] if len(args) > 1 else None)
-        if withheld := forbidden.intersection(wanted or ()):
-            raise NotCarried(
-                f"{label}.{min(withheld)} was left out of the snapshot because it is sensitive. Fetch the row to read "
-                "it, or rename the field, or, for the user model, ask for instance='snapshot'."
-            )
-        type(instance).refresh_from_db(instance, *args, **kwargs)
-
-    model_name = type(instance).__name__
     for method in ("save", "save_base", "delete"):
-        instance.__dict__[method] = refuse_to_write
-    instance.__dict__["refresh_from_db"] = refresh_from_db
+        instance.__dict__[method] = partial(_refuse_to_write, type(instance)._meta.label)
+    instance.__dict__["refresh_from_db"] = partial(_refresh, instance, forbidden)
+
+
+def _refuse_to_write(label: str, *args: Any, **kwargs: Any) -> Any:
+    raise DetachedInstance(
+        f"This {label} is a snapshot from the moment its signal was sent; saving or deleting it could resurrect or "
+        f"overwrite a row. Fetch the row first: {label.rpartition('.')[2]}.objects.get(pk=instance.pk)."
+    )
+
+
+def _refresh(instance: models.Model, forbidden: frozenset[str], *args: Any, **kwargs: Any) -> None:
+    fields = kwargs.get("fields", args[1] if len(args) > 1 else None)
+    if withheld := forbidden.intersection(fields or ()):
+        raise NotCarried(
+            f"{type(instance)._meta.label}.{min(withheld)} was left out of the snapshot because it is sensitive. Fetch "
+            "the row to read it, or rename the field, or, for the user model, ask for instance='snapshot'."
+        )
+    type(instance).refresh_from_db(instance, *args, **kwargs)
 
 
 def is_detached(instance: models.Model) -> bool:

@@ -10,14 +10,19 @@ import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from threading import Lock
+from types import FunctionType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from django.dispatch import Signal
 
+MOST_NAMES = 5  # of one signal, in an envelope
+
 _given: dict[str, Signal] = {}  # name -> signal, as told by ``signal_name=`` or by a connection
-_found: WeakKeyDictionary[Signal, str] = WeakKeyDictionary()
-_missed: WeakKeyDictionary[Signal, int] = WeakKeyDictionary()  # how many modules there were when it was not found
+_chosen: WeakKeyDictionary[Signal, str] = WeakKeyDictionary()  # the same, the other way round
+_places_of_signals: WeakKeyDictionary[Signal, set[str]] = WeakKeyDictionary()
+_scanned: dict[str, Any] = {}  # modules looked through, by name
+_scanned_count = -1
 _lock = Lock()
 
 
@@ -44,24 +49,23 @@ def path_of(thing: Any) -> str | None:
 
 def place_of(thing: Any) -> str | None:
     """Return the name under which some imported module holds this very object, or None."""
-    place = _all_places(len(sys.modules)).get(id(thing))
+    place = _objects(len(sys.modules)).get(id(thing))
     return place if place is not None and find(place) is thing else None
 
 
 @lru_cache(maxsize=1)
-def _all_places(module_count: int) -> dict[int, str]:
-    """Return where modules held objects when the last one was imported: a search at every sending would take long."""
+def _objects(module_count: int) -> dict[int, str]:
+    """Return where modules hold objects that are neither plain values nor found by a name of their own."""
     places: dict[int, str] = {}
-    for value, names in _held_by_modules():
-        if type(value) not in _NAMED_OTHERWISE:
-            path = _path(names)
-            known = places.setdefault(id(value), path)
-            if known is not path:
-                places[id(value)] = min(known, path, key=_preference)
+    for module_name, module in list(sys.modules.items()):
+        for name, value in list(getattr(module, "__dict__", {}).items()):
+            if not issubclass(type(value), _NAMED_OTHERWISE):
+                path = f"{module_name}:{name}"
+                places[id(value)] = min(path, places.get(id(value), path), key=_preference)
     return places
 
 
-_NAMED_OTHERWISE = {type(None), bool, int, float, str, bytes, type}  # a function may be known by another name, too
+_NAMED_OTHERWISE = (type(None), int, float, str, bytes, tuple, list, dict, type, FunctionType, ModuleType)
 
 
 def find(path: str) -> Any:
@@ -85,22 +89,22 @@ def name_signal(signal: Signal, name: str) -> None:
     """Fix the name a signal travels under; both processes must do so, which a ``connect`` at import time does."""
     with _lock:
         _given[name] = signal
-        _found[signal] = name
+        _chosen[signal] = name
 
 
 def signal_name(signal: Signal) -> str:
     """Return the name of a signal, or ``""`` when no imported module, class or dictionary holds it."""
-    name = _found.get(signal)
-    if name is None:
-        if _missed.get(signal) == len(sys.modules):  # searched in vain, and nothing was imported since
-            return ""
-        name = min(_places(signal), key=_preference, default="")
-        with _lock:
-            if name:
-                _found[signal] = name
-            else:
-                _missed[signal] = len(sys.modules)
-    return name
+    return next(iter(signal_names(signal)), "")
+
+
+def signal_names(signal: Signal) -> tuple[str, ...]:
+    """Return the names of a signal, the best first: another process may hold it under one of the others only."""
+    chosen = _chosen.get(signal)
+    with _lock:
+        _scan()
+        places = sorted(_places_of_signals.get(signal, ()), key=_preference)
+    found = [place for place in places if find(place) is signal]
+    return tuple(([chosen] if chosen else []) + found)[:MOST_NAMES]
 
 
 def short_name(name: str) -> str:
@@ -108,32 +112,42 @@ def short_name(name: str) -> str:
     return name.rpartition(":")[2].rpartition(".")[2] or name
 
 
-def find_signal(name: str) -> Signal:
-    """Return the signal of that name; an :class:`UnknownSignal` when this process holds none."""
-    signal = _given.get(name) or find(name)
-    return signal if isinstance(signal, Signal) else UnknownSignal(name)
+def find_signal(*names: str) -> Signal:
+    """Return the signal of one of those names; an :class:`UnknownSignal` when this process holds none."""
+    for name in names:
+        signal = _given.get(name) or find(name)
+        if isinstance(signal, Signal):
+            return signal
+    return UnknownSignal(names[0] if names else "")
 
 
-def _preference(path: str) -> tuple[bool, int, str]:
-    """Prefer the module a signal seems to be defined in: one called ``signals``, then the shortest, then by name."""
+def _preference(path: str) -> tuple[bool, bool, int, str]:
+    """Prefer the module a signal seems to be defined in: Django's, one called ``signals``, the shortest."""
     module = path.partition(":")[0]
-    return (not module.endswith("signals"), path.count("."), path)
+    return (not module.startswith("django."), not module.endswith("signals"), path.count("."), path)
 
 
-def _places(thing: Any) -> Iterator[str]:
-    return (_path(names) for value, names in _held_by_modules() if value is thing)
+def _scan() -> None:
+    """Note the signals of the modules imported since the last time."""
+    global _scanned_count
+    if len(sys.modules) == _scanned_count:
+        return
+    _scanned_count = len(sys.modules)
+    for name, module in list(sys.modules.items()):
+        if _scanned.get(name) is not module:
+            for value, path in _held_by(name, module):
+                if issubclass(type(value), Signal):  # not isinstance(), which evaluates lazy objects
+                    _places_of_signals.setdefault(value, set()).add(path)
+            if not getattr(getattr(module, "__spec__", None), "_initializing", False):
+                _scanned[name] = module
 
 
-def _path(names: tuple[str, ...]) -> str:
-    return f"{names[0]}:{'.'.join(names[1:])}"
-
-
-def _held_by_modules() -> Iterator[tuple[Any, tuple[str, ...]]]:
-    """Yield what modules hold, by themselves or in a class or dictionary of theirs, and under which names."""
-    for module_name, module in list(sys.modules.items()):
-        for name, value in list(getattr(module, "__dict__", {}).items()):
-            yield value, (module_name, name)
-            if type(value) is dict or issubclass(type(value), type):
-                for key, inner in list((value if type(value) is dict else vars(value)).items()):
-                    if type(key) is str and "." not in key:
-                        yield inner, (module_name, name, key)
+def _held_by(module_name: str, module: Any) -> Iterator[tuple[Any, str]]:
+    """Yield what a module holds, by itself or in a class or dictionary of its, and under which name."""
+    for name, value in list(getattr(module, "__dict__", {}).items()):
+        yield value, f"{module_name}:{name}"
+        if type(value) is dict or issubclass(type(value), type):
+            items = value if type(value) is dict else vars(value)
+            for key, inner in list(items.items()):
+                if type(key) is str and "." not in key:
+                    yield inner, f"{module_name}:{name}.{key}"

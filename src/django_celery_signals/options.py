@@ -18,6 +18,7 @@ from django.db.models.signals import ModelSignal, post_save
 from . import changes, conf
 from .envelope import Sending
 from .exceptions import ConnectError
+from .instances import as_instance
 from .parameters import accepted, never_sends
 
 logger = logging.getLogger(__name__)
@@ -191,8 +192,8 @@ def _any_match(action: Any, patterns: Iterable[str]) -> bool:
 
 
 def _has_changed(names: tuple[str, ...], sending: Sending, receiver: str) -> bool:
-    instance = sending.kwargs.get("instance")
-    if sending.signal is not post_save or not isinstance(instance, Model):
+    instance = as_instance(sending.kwargs.get("instance"))
+    if sending.signal is not post_save or instance is None:
         return True
     if not changes.is_watched(type(instance), names):
         changes.watch(type(instance), names, f"task {receiver}")

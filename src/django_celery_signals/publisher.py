@@ -1,7 +1,7 @@
 """Hand messages to the broker in bounded time, whatever the broker does.
 
-One daemon thread per process publishes, on a connection of its own; the caller waits for it, but never longer than
-``PUBLISH_TIMEOUT``. Some transports wait for minutes on a peer that accepts and never answers, and no option of theirs
+One daemon thread per process publishes, on a connection of its own; the caller waits for it, but never longer than it
+said. Some transports wait for minutes on a peer that accepts and never answers, and no option of theirs
 bounds the whole; leaving the thread behind does. After a failure a circuit breaker refuses at once for a while, so
 that a dead broker costs a request nothing more.
 """
@@ -85,12 +85,13 @@ class Line:
 
     def __init__(self, app: Celery) -> None:
         """Start the thread; it connects when there is something to publish."""
-        self.app, self.pid = app, os.getpid()
+        self.app = app
         self.left = False  # nobody waits for it any more
         self._work: queue.SimpleQueue[tuple[Publish, Future[None]]] = queue.SimpleQueue()
         self._connection: Connection | None = None
         self._producer: Any = None
-        threading.Thread(target=self._run, name="django-celery-signals-publisher", daemon=True).start()
+        self.thread = threading.Thread(target=self._run, name="django-celery-signals-publisher", daemon=True)
+        self.thread.start()
 
     def submit(self, publish: Publish) -> Future[None]:
         """Queue one publication and return what will become of it; it sees the caller's context variables."""
@@ -99,10 +100,15 @@ class Line:
         self._work.put((lambda producer: context.run(publish, producer), done))
         return done
 
+    @property
+    def is_this_thread(self) -> bool:
+        """Whether the caller runs inside a publication of this line, as a listener to Celery's own signals does."""
+        return threading.current_thread() is self.thread
+
     def leave(self) -> None:
         """End the thread, once it comes back from what it is doing; what is queued behind that is not published."""
         self.left = True
-        self._work.put((lambda _: None, Future()))
+        self._work.put((lambda _: None, Future()))  # wakes a thread that waits for work
 
     def _run(self) -> None:
         while not self.left:
@@ -132,10 +138,9 @@ class Line:
             return
         try:
             publish(self._producer)
-        # Celery makes an OperationalError of most of them on their way here.
-        except (OperationalError, *kept.recoverable_connection_errors, *kept.recoverable_channel_errors):
+        except Exception as error:
             self._close()
-            if self.left:
+            if self.left or not _is_of_connection(kept, error):
                 raise
             self._connect()
             publish(self._producer)
@@ -151,6 +156,12 @@ class Line:
                 connection.release()
             except Exception as error:
                 logger.debug("Closing the publisher's connection failed: %r", error)
+
+
+def _is_of_connection(connection: Connection, error: Exception) -> bool:
+    """Tell whether a new connection may help. Celery makes an OperationalError of most such errors."""
+    errors = (*connection.recoverable_connection_errors, *connection.recoverable_channel_errors)
+    return isinstance(error, (OperationalError, *errors))
 
 
 def connection_for(app: Celery) -> Connection:
@@ -174,6 +185,16 @@ def is_outage(app: Celery, error: BaseException) -> bool:
     return isinstance(error, (OperationalError, OSError, *app.connection_for_write().connection_errors))
 
 
+def _run_here(app: Celery, publish: Publish) -> BaseException | None:
+    """Publish from within a publication, whose thread cannot wait for itself; return what went wrong."""
+    try:
+        with connection_for(app) as connection:
+            publish(app.amqp.Producer(connection, auto_declare=False))
+    except Exception as error:
+        return error
+    return None
+
+
 class Publisher:
     """Publishes on a line per app, in the order of the calls of a thread, each in bounded time."""
 
@@ -183,36 +204,41 @@ class Publisher:
         self._lines: dict[int, Line] = {}
         self.breaker = Breaker()
 
-    def publish(self, app: Celery, publish: Publish) -> None:
+    def publish(self, app: Celery, publish: Publish, timeout: float | None = None) -> None:
         """Run one publication and wait until the broker has the message.
 
         Args:
             app: the Celery app whose broker it is for.
             publish: given a ``kombu.Producer``, sends the message with it.
+            timeout: seconds to wait, at most; ``PUBLISH_TIMEOUT`` unless told.
 
         Raises:
-            PublishTimeout: after ``PUBLISH_TIMEOUT``; whether the message arrived is unknown.
+            PublishTimeout: after that time; whether the message arrived is unknown.
             PublishError: when the broker refuses it, or refused another one a moment ago.
         """
         if not self.breaker.allows():
             raise PublishError("The broker failed a moment ago and is left alone for a while (circuit breaker).")
-        line, timeout = self._line(app), conf.get().PUBLISH_TIMEOUT
-        done = line.submit(publish)
-        try:
-            error = done.exception(timeout)
-        except FutureTimeout:
-            done.cancel()
-            line.leave()
-            self.breaker.failed()
-            raise PublishTimeout(
-                f"The broker did not take the message within PUBLISH_TIMEOUT = {timeout:g} s."
-            ) from None
+        timeout = conf.get().PUBLISH_TIMEOUT if timeout is None else timeout
+        line = self._line(app)
+        error = _run_here(app, publish) if line.is_this_thread else self._wait(line, line.submit(publish), timeout)
         if error is None:
             self.breaker.succeeded()
             return
         if is_outage(app, error):
             self.breaker.failed()
+        else:
+            self.breaker.succeeded()  # whatever is wrong with the message, the broker is there
         raise PublishError(f"The broker did not take the message: {type(error).__name__}: {error}") from error
+
+    def _wait(self, line: Line, done: Future[None], timeout: float) -> BaseException | None:
+        try:
+            return done.exception(timeout)
+        except FutureTimeout:
+            done.cancel()
+            if not line.left:  # of all that wait behind one hanging publication, one tells the breaker
+                line.leave()
+                self.breaker.failed()
+            raise PublishTimeout(f"The broker did not take the message within {timeout:.2g} s.") from None
 
     def close(self) -> None:
         """Let go of every connection; the next publication opens a new one."""
@@ -224,16 +250,25 @@ class Publisher:
     def _line(self, app: Celery) -> Line:
         with self._lock:
             line = self._lines.get(id(app))
-            if line is None or line.left or line.app is not app or line.pid != os.getpid():
+            if line is None or line.left or line.app is not app:
                 line = self._lines[id(app)] = Line(app)
             return line
 
 
-_publishers: list[tuple[int, Publisher]] = []
+_publisher = Publisher()
+_inherited: list[Publisher] = []  # kept, for their end would close sockets that the parent process uses
 
 
 def publisher() -> Publisher:
-    """Return this process's publisher. A forked child gets its own, and never closes the sockets it inherited."""
-    if not _publishers or _publishers[-1][0] != os.getpid():
-        _publishers.append((os.getpid(), Publisher()))
-    return _publishers[-1][1]
+    """Return this process's publisher."""
+    return _publisher
+
+
+def _begin_anew() -> None:
+    """Give a forked child a publisher of its own: it has the parent's locks and sockets, but not its threads."""
+    global _publisher
+    _inherited.append(_publisher)
+    _publisher = Publisher()
+
+
+os.register_at_fork(after_in_child=_begin_anew)

@@ -12,7 +12,7 @@ from .bridge import connectable, is_sending, send, target_of
 from .dispatch import ARGUMENT
 from .exceptions import ConnectError
 from .execution import call, execute
-from .options import SendingOptions
+from .options import SendingOptions, merged_with_class
 from .wire import summary_of
 
 ON_MISSING = ("discard", "retry", "fail")
@@ -81,12 +81,13 @@ class ReceiverTask(DjangoTask):  # type: ignore[type-arg]
 
     @classmethod
     def on_bound(cls, app: Celery) -> None:
-        """Check the running options, take messages under former names, and exempt events from Celery's argument check.
+        """Check the options, take messages under former names, and exempt events from Celery's argument check.
 
         Raises:
-            ConnectError: for a running option that cannot be.
+            ConnectError: for an option that cannot be.
         """
         super().on_bound(app)
+        merged_with_class(SendingOptions(), cls, str(cls.name))
         if not isinstance(cls.atomic, bool):
             raise ConnectError(f"task {cls.name}: atomic={cls.atomic!r} cannot be; it must be True or False.")
         if cls.on_missing not in ON_MISSING:

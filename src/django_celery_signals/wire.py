@@ -72,6 +72,7 @@ def _dump(envelope: Envelope) -> str:
         "version": VERSION,
         "id": event.id,
         "signal": event.signal_name,
+        "signal_names": envelope.signal_names,
         "receiver": event.receiver,
         "summary": envelope.summary,
         "sent_at": event.sent_at.isoformat(),
@@ -154,6 +155,7 @@ def _from_body(body: dict[str, Any]) -> Envelope:
     )
     return Envelope(
         event=event,
+        signal_names=tuple(_text(name) for name in body["signal_names"]),
         summary=_text(body["summary"]),
         sender=body["sender"],
         kwargs=kwargs,

@@ -70,6 +70,8 @@ class Tasks:
         return self.names[-1]
 
     def shared(self, function: Callable[..., Any] = ignore, **options: Any) -> Any:
+        if function.__name__ == "<lambda>":  # Celery makes a signature out of the name
+            function.__name__ = "receiver"
         return shared_task(base=ReceiverTask, name=self.name(), **options)(function)
 
     def of_app(self) -> Any:
@@ -266,7 +268,7 @@ print(json.dumps([receivers, results, arrived, gone, dict(counts)]))
     ("early", "settings_from"), [("never", "module"), ("at_once", "configured"), ("in_a_thread", "module")]
 )
 def test_before_and_after_the_project_is_loaded(early: str, settings_from: str, tmp_path: Path) -> None:
-    """A task that is touched before the project's app exists sends there afterwards, from every thread (H1, H2, H71)."""
+    """A task that is touched before the project's app exists sends there afterwards, in every thread (H1, H2, H71)."""
     receivers, results, arrived, gone, counts = outcome_of(LITERAL, tmp_path, early, settings_from)
 
     assert 2 == receivers
@@ -317,7 +319,7 @@ def test_two_tasks_on_one_sender(tasks: Tasks, signal: Signal, celery_app: Celer
 
 
 def test_dispatch_uid_tells_connections_of_one_task_apart(tasks: Tasks, signal: Signal, celery_app: Celery) -> None:
-    """The same task, signal and sender connected under two ``dispatch_uid`` receives twice, each time as it says (H4)."""
+    """The same task, signal and sender connected under two ``dispatch_uid`` receives twice, each as it says (H4)."""
     task = tasks.shared()
     connect(signal, task, sender=Order, dispatch_uid="first", priority=1)
     connect(signal, task, sender=Order, dispatch_uid="second", priority=2)

@@ -5,123 +5,172 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
-    dependencies = [
-    ]
+    dependencies = []
 
     operations = [
         migrations.CreateModel(
-            name='Airport',
+            name="Airport",
             fields=[
-                ('code', models.CharField(max_length=3, primary_key=True, serialize=False)),
-                ('name', models.CharField(blank=True, max_length=100)),
+                ("code", models.CharField(max_length=3, primary_key=True, serialize=False)),
+                ("name", models.CharField(blank=True, max_length=100)),
             ],
         ),
         migrations.CreateModel(
-            name='Carrier',
+            name="Carrier",
             fields=[
-                ('code', models.CharField(max_length=2, primary_key=True, serialize=False)),
-                ('name', models.CharField(max_length=100)),
+                ("code", models.CharField(max_length=2, primary_key=True, serialize=False)),
+                ("name", models.CharField(max_length=100)),
             ],
         ),
         migrations.CreateModel(
-            name='CountedFlight',
+            name="CountedFlight",
             fields=[
-                ('flights', models.IntegerField(default=0)),
-                ('cancelled', models.IntegerField(default=0)),
-                ('late', models.IntegerField(default=0)),
-                ('delay_minutes', models.IntegerField(default=0)),
-                ('miles', models.IntegerField(default=0)),
-                ('flight_id', models.BigIntegerField(primary_key=True, serialize=False)),
-                ('carrier', models.CharField(blank=True, max_length=2)),
-                ('origin', models.CharField(blank=True, max_length=3)),
-                ('dest', models.CharField(blank=True, max_length=3)),
+                ("flights", models.IntegerField(default=0)),
+                ("cancelled", models.IntegerField(default=0)),
+                ("late", models.IntegerField(default=0)),
+                ("delay_minutes", models.IntegerField(default=0)),
+                ("miles", models.IntegerField(default=0)),
+                ("flight_id", models.BigIntegerField(primary_key=True, serialize=False)),
+                ("carrier", models.CharField(blank=True, max_length=2)),
+                ("origin", models.CharField(blank=True, max_length=3)),
+                ("dest", models.CharField(blank=True, max_length=3)),
             ],
             options={
-                'abstract': False,
+                "abstract": False,
             },
         ),
         migrations.CreateModel(
-            name='Flight',
+            name="Flight",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('number', models.PositiveSmallIntegerField()),
-                ('tailnum', models.CharField(blank=True, max_length=6)),
-                ('scheduled', models.DateTimeField(help_text='When it was to leave.')),
-                ('dep_delay', models.SmallIntegerField(blank=True, help_text='Minutes; empty when it never left.', null=True)),
-                ('arr_delay', models.SmallIntegerField(blank=True, help_text='Minutes; empty when it did not arrive there.', null=True)),
-                ('air_time', models.PositiveSmallIntegerField(blank=True, help_text='Minutes.', null=True)),
-                ('distance', models.PositiveSmallIntegerField(help_text='Miles.')),
-                ('carrier', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='flights', to='flights.carrier')),
-                ('dest', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='arrivals', to='flights.airport')),
-                ('origin', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='departures', to='flights.airport')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("number", models.PositiveSmallIntegerField()),
+                ("tailnum", models.CharField(blank=True, max_length=6)),
+                ("scheduled", models.DateTimeField(help_text="When it was to leave.")),
+                (
+                    "dep_delay",
+                    models.SmallIntegerField(blank=True, help_text="Minutes; empty when it never left.", null=True),
+                ),
+                (
+                    "arr_delay",
+                    models.SmallIntegerField(
+                        blank=True, help_text="Minutes; empty when it did not arrive there.", null=True
+                    ),
+                ),
+                ("air_time", models.PositiveSmallIntegerField(blank=True, help_text="Minutes.", null=True)),
+                ("distance", models.PositiveSmallIntegerField(help_text="Miles.")),
+                (
+                    "carrier",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="flights", to="flights.carrier"
+                    ),
+                ),
+                (
+                    "dest",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="arrivals", to="flights.airport"
+                    ),
+                ),
+                (
+                    "origin",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="departures", to="flights.airport"
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='Receipt',
+            name="Receipt",
             fields=[
-                ('event_id', models.CharField(max_length=64, primary_key=True, serialize=False)),
-                ('receiver', models.CharField(max_length=200)),
-                ('outcome', models.CharField(max_length=10)),
+                ("event_id", models.CharField(max_length=64, primary_key=True, serialize=False)),
+                ("receiver", models.CharField(max_length=200)),
+                ("outcome", models.CharField(max_length=10)),
             ],
         ),
         migrations.CreateModel(
-            name='SearchEntry',
+            name="SearchEntry",
             fields=[
-                ('flight_id', models.BigIntegerField(primary_key=True, serialize=False)),
-                ('text', models.TextField(default='')),
+                ("flight_id", models.BigIntegerField(primary_key=True, serialize=False)),
+                ("text", models.TextField(default="")),
             ],
             options={
-                'verbose_name_plural': 'search entries',
+                "verbose_name_plural": "search entries",
             },
         ),
         migrations.CreateModel(
-            name='Tag',
+            name="Tag",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('name', models.CharField(max_length=30, unique=True)),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("name", models.CharField(max_length=30, unique=True)),
             ],
         ),
         migrations.CreateModel(
-            name='AirportStatistics',
+            name="AirportStatistics",
             fields=[
-                ('flights', models.IntegerField(default=0)),
-                ('cancelled', models.IntegerField(default=0)),
-                ('late', models.IntegerField(default=0)),
-                ('delay_minutes', models.IntegerField(default=0)),
-                ('miles', models.IntegerField(default=0)),
-                ('airport', models.OneToOneField(on_delete=django.db.models.deletion.CASCADE, primary_key=True, related_name='statistics', serialize=False, to='flights.airport')),
+                ("flights", models.IntegerField(default=0)),
+                ("cancelled", models.IntegerField(default=0)),
+                ("late", models.IntegerField(default=0)),
+                ("delay_minutes", models.IntegerField(default=0)),
+                ("miles", models.IntegerField(default=0)),
+                (
+                    "airport",
+                    models.OneToOneField(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        primary_key=True,
+                        related_name="statistics",
+                        serialize=False,
+                        to="flights.airport",
+                    ),
+                ),
             ],
             options={
-                'verbose_name_plural': 'airport statistics',
+                "verbose_name_plural": "airport statistics",
             },
         ),
         migrations.CreateModel(
-            name='CarrierStatistics',
+            name="CarrierStatistics",
             fields=[
-                ('flights', models.IntegerField(default=0)),
-                ('cancelled', models.IntegerField(default=0)),
-                ('late', models.IntegerField(default=0)),
-                ('delay_minutes', models.IntegerField(default=0)),
-                ('miles', models.IntegerField(default=0)),
-                ('carrier', models.OneToOneField(on_delete=django.db.models.deletion.CASCADE, primary_key=True, related_name='statistics', serialize=False, to='flights.carrier')),
+                ("flights", models.IntegerField(default=0)),
+                ("cancelled", models.IntegerField(default=0)),
+                ("late", models.IntegerField(default=0)),
+                ("delay_minutes", models.IntegerField(default=0)),
+                ("miles", models.IntegerField(default=0)),
+                (
+                    "carrier",
+                    models.OneToOneField(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        primary_key=True,
+                        related_name="statistics",
+                        serialize=False,
+                        to="flights.carrier",
+                    ),
+                ),
             ],
             options={
-                'verbose_name_plural': 'carrier statistics',
+                "verbose_name_plural": "carrier statistics",
             },
         ),
         migrations.CreateModel(
-            name='DelayAlert',
+            name="DelayAlert",
             fields=[
-                ('flight', models.OneToOneField(db_constraint=False, on_delete=django.db.models.deletion.DO_NOTHING, primary_key=True, related_name='alert', serialize=False, to='flights.flight')),
-                ('minutes', models.SmallIntegerField()),
+                (
+                    "flight",
+                    models.OneToOneField(
+                        db_constraint=False,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        primary_key=True,
+                        related_name="alert",
+                        serialize=False,
+                        to="flights.flight",
+                    ),
+                ),
+                ("minutes", models.SmallIntegerField()),
             ],
         ),
         migrations.AddField(
-            model_name='flight',
-            name='tags',
-            field=models.ManyToManyField(blank=True, related_name='flights', to='flights.tag'),
+            model_name="flight",
+            name="tags",
+            field=models.ManyToManyField(blank=True, related_name="flights", to="flights.tag"),
         ),
     ]
