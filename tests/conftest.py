@@ -10,6 +10,7 @@ from typing import Any
 import hypothesis
 import pytest
 from celery import Celery
+from celery._state import _on_app_finalizers
 from django.db import connections
 
 from tests import brokers, run
@@ -71,11 +72,15 @@ def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[N
 
 @pytest.fixture(autouse=True)
 def celery_app() -> Iterator[Celery]:
-    """The app of the tests, with an empty broker in memory; its settings are reset afterwards."""
-    saved = dict(app.conf.changes)
+    """The app of the tests, with an empty broker in memory; its settings and tasks are those of before, afterwards."""
+    app.loader.import_default_modules()
+    saved, tasks, shared = dict(app.conf.changes), dict(app.tasks), set(_on_app_finalizers)
     app.set_current()
     yield app
     app.set_current()
+    _on_app_finalizers.intersection_update(shared)  # shared tasks, which every app made later would be given
+    for name in app.tasks.keys() - tasks.keys():
+        del app._tasks[name]
     if app.conf.changes != saved:
         app.conf.changes.clear()
         app.conf.changes.update(saved)
