@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Play a week of real flights into a Django site whose signals are received by a Celery worker, and check every number."""
+"""Play a week of real flights into a Django site whose signals a Celery worker receives, and check every number."""
 
 from __future__ import annotations
 

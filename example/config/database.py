@@ -13,7 +13,7 @@ ENGINES = {
     "mysql": "django.db.backends.mysql",
 }
 SQLITE_OPTIONS = {
-    "transaction_mode": "IMMEDIATE",  # the default, DEFERRED, fails at once when a transaction that has read wants to write
+    "transaction_mode": "IMMEDIATE",  # DEFERRED, the default, fails at once when a reader goes on to write
     "timeout": 30,  # seconds that a process waits for the others' transactions
     "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
 }

@@ -1,7 +1,7 @@
 """Flights and tags, which people edit; and statistics, alerts and a search index, which only receivers write.
 
-Messages may arrive twice, late, and in another order than they were sent. So what a receiver writes never depends on the
-message alone: it locks the row it is going to write, reads the flight as it is now, and writes what follows from that.
+Messages may arrive twice, late, and in another order than they were sent. So what a receiver writes never depends on
+the message alone: it locks the row it is going to write, reads the flight as it is now, and writes what follows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class LockingQuerySet(models.QuerySet[Row]):
     """Verbs of the tables that only receivers write."""
 
     def locked(self, keys: Iterable[Any]) -> list[Row]:
-        """Return the rows with these keys, made where they are missing, and keep other workers from them until we commit.
+        """Return the rows with these keys, made where they are missing, and keep others from them until we commit.
 
         The order is always the same, lest two workers wait for each other.
         """
