@@ -73,7 +73,7 @@ def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[N
 @pytest.fixture(autouse=True)
 def celery_app() -> Iterator[Celery]:
     """The app of the tests, with an empty broker in memory; its settings and tasks are those of before, afterwards."""
-    app.loader.import_default_modules()
+    app.finalize()
     saved, tasks, shared = dict(app.conf.changes), dict(app.tasks), set(_on_app_finalizers)
     app.set_current()
     yield app

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 import dj_database_url
+import django
 import pymysql
 
 from tests import run
@@ -63,6 +64,8 @@ ROOT_URLCONF = "tests.urls"
 WSGI_APPLICATION = "tests.project.wsgi.application"
 MEDIA_ROOT = str(run.FOLDER / "media")
 STATIC_URL = "/static/"
+if django.VERSION >= (6, 1):
+    MAILERS = {"default": {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"}}
 
 INSTALLED_APPS = [
     "django.contrib.contenttypes",
