@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 
 import django
@@ -33,6 +34,8 @@ the environment:
 def main() -> int:
     """Run the demonstration and return its exit code."""
     arguments = parse()
+    for number in (signal.SIGINT, signal.SIGTERM):  # either way, what was started is stopped
+        signal.signal(number, signal.default_int_handler)
     with environment.home() as home:
         django.setup()
         from harness.demonstration import Options, run  # needs the models, and they need Django set up

@@ -16,6 +16,7 @@ SECRET_KEY = os.environ.get("SECRET_KEY", "insecure, good enough for an example 
 DEBUG = os.environ.get("FLIGHTS_DEBUG") == "1"
 ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
 USE_TZ = True
+USE_THOUSAND_SEPARATOR = True
 TIME_ZONE = "America/New_York"
 ROOT_URLCONF = "config.urls"
 STATIC_URL = "static/"
