@@ -35,7 +35,7 @@ def _found(path: Any, cls: type | tuple[type, ...]) -> Any:
     thing = names.find(exactly(path, str))
     if thing is None:
         raise _NotHere(path)
-    if not isinstance(thing, cls):
+    if not issubclass(type(thing), cls):  # not isinstance(), which evaluates lazy objects
         raise DecodeError(f"{path!r:.120} leads to a {type(thing).__name__}")
     return thing
 
@@ -218,4 +218,13 @@ register("psycopg.types.range.Range", tag="range.psycopg", encode=_range, decode
 register("psycopg2._range.Range", tag="range.psycopg2", encode=_range, decode=_range_from, subclasses=True)
 
 # A sender that is a module-level object of no class the codec knows: found again by its place.
-register("place", tag="place", encode=lambda v, _: v, decode=_or_absent(lambda p, _: _found(p, object)))
+
+
+def _thing(path: Any, _: Decoder) -> Any:
+    thing = _found(path, object)
+    if issubclass(type(thing), names.NAMED_OTHERWISE):
+        raise DecodeError(f"{path!r:.120} leads to a {type(thing).__name__}, which has no place")
+    return thing
+
+
+register("place", tag="place", encode=lambda v, _: v, decode=_or_absent(_thing))

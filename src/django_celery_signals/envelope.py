@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any
 from uuid import UUID
 
@@ -180,12 +181,12 @@ def _sender_in_words(sender: Any) -> str:
     instance = as_instance(sender)
     if instance is not None:
         return f"{instance._meta.label} {_pk_in_words(instance)}"
-    cls = sender if issubclass(type(sender), type) else type(sender)
-    if issubclass(cls, Model):
-        return str(cls._meta.label)
-    if sender is None or isinstance(sender, str):
-        return f"{sender:.60}" if sender else ""
-    return str(getattr(sender, "__qualname__", cls.__qualname__))
+    kind = type(sender)
+    if sender is None or issubclass(kind, str):  # not isinstance(), which evaluates lazy objects
+        return str.__str__(sender)[:60] if sender is not None else ""
+    if issubclass(kind, type) and issubclass(sender, Model):
+        return str(sender._meta.label)
+    return str(sender.__qualname__ if issubclass(kind, (type, FunctionType)) else kind.__qualname__)
 
 
 def _context() -> dict[str, Any]:

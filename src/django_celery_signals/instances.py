@@ -82,13 +82,9 @@ class InstanceEncoder(Encoder):
         return entry
 
     def _pk(self, instance: models.Model) -> Any:
-        try:
-            return self.strictly(instance.pk)
-        except Unencodable:  # e.g. a hash id of a field class of its own
-            return {
-                TAG: "pk",
-                "v": [type(instance)._meta.label, str(_pk_field(type(instance)).get_prep_value(instance.pk))],
-            }
+        fields = type(instance)._meta.pk_fields
+        parts = [self._value(field, instance, getattr(instance, field.attname)) for field in fields]
+        return {TAG: "tuple", "v": parts} if isinstance(instance.pk, tuple) else parts[0]
 
     def _fields(self, instance: models.Model) -> Entry:
         """Return what a snapshot holds: values, and the names of what was left out or is not known."""
@@ -158,15 +154,8 @@ def _has_pk(instance: models.Model) -> bool:
     return pk is not None and not (isinstance(pk, tuple) and None in pk)
 
 
-def _pk_field(cls: type[models.Model]) -> Any:
-    field: Any = cls._meta.pk
-    while field.remote_field:
-        field = field.target_field
-    return field
-
-
 def _is_pk(cls: type[models.Model], field: models.Field[Any, Any]) -> bool:
-    return field.primary_key or field in getattr(cls._meta, "pk_fields", ())
+    return field.primary_key or field in cls._meta.pk_fields
 
 
 def is_user(cls: type[models.Model]) -> bool:
@@ -207,7 +196,6 @@ def _from_field(payload: Any, _: Decoder) -> Any:
 
 
 register("field", tag="field", encode=lambda v, _: v, decode=_from_field)
-register("pk", tag="pk", encode=lambda v, _: v, decode=lambda p, _: _pk_field(apps.get_model(p[0])).to_python(p[1]))
 register(
     FieldFile,
     tag="fieldfile",

@@ -59,13 +59,14 @@ def _objects(module_count: int) -> dict[int, str]:
     places: dict[int, str] = {}
     for module_name, module in list(sys.modules.items()):
         for name, value in list(getattr(module, "__dict__", {}).items()):
-            if not issubclass(type(value), _NAMED_OTHERWISE):
+            if not issubclass(type(value), NAMED_OTHERWISE):
                 path = f"{module_name}:{name}"
                 places[id(value)] = min(path, places.get(id(value), path), key=_preference)
     return places
 
 
-_NAMED_OTHERWISE = (type(None), int, float, str, bytes, tuple, list, dict, type, FunctionType, ModuleType)
+#: Types of which an object is never looked for by its place.
+NAMED_OTHERWISE = (type(None), int, float, str, bytes, tuple, list, dict, type, FunctionType, ModuleType)
 
 
 def find(path: str) -> Any:
@@ -78,11 +79,13 @@ def find(path: str) -> Any:
 
 
 def _held(thing: Any, name: str) -> Any:
-    """Look into the object's own namespace only: getattr() could run a property or a module's ``__getattr__``."""
+    """Look into modules, classes and dictionaries only, past getattr(): it could run a property or ``__getattr__``."""
     if issubclass(type(thing), type):  # not isinstance(), which evaluates lazy objects
         held = next((vars(cls)[name] for cls in thing.__mro__ if name in vars(cls)), None)
         return held.__func__ if type(held) is staticmethod else held
-    return (thing if type(thing) is dict else getattr(thing, "__dict__", {})).get(name)
+    if issubclass(type(thing), ModuleType):
+        return vars(thing).get(name)
+    return thing.get(name) if type(thing) is dict else None
 
 
 def name_signal(signal: Signal, name: str) -> None:

@@ -12,7 +12,8 @@ from .codec import TAG, Decoder, Encoder, Unencodable, register, register_transp
 from .exceptions import NotCarried
 
 _USED = (
-    "__bool__ __call__ __iter__ __len__ __getitem__ __contains__ __enter__ __int__ __float__ __index__ __add__ __lt__"
+    "__bool__ __call__ __iter__ __len__ __getitem__ __contains__ __enter__ __int__ __float__ __index__ __add__ __lt__ "
+    "__eq__"
 )
 
 
@@ -136,14 +137,13 @@ def _request(request: HttpRequest, encoder: Encoder) -> list[Any]:
 
 def _user(request: HttpRequest, encoder: Encoder) -> Any:
     """Carry a user that the request has looked up already; looking one up here would query, perhaps in vain."""
-    user = request.__dict__.get("user", getattr(request, "_cached_user", None))
-    if isinstance(user, LazyObject) and user._wrapped is empty:
-        user = getattr(request, "_cached_user", None)
-        if user is None:
-            return absent(
-                Unencodable(request, "the request never looked its user up; touch request.user before sending")
-            )
-    return encoder.encode(user)
+    cached = getattr(request, "_cached_user", None)
+    user: Any = request.__dict__.get("user", cached)
+    while issubclass(type(user), LazyObject):
+        user = user._wrapped
+    if user is empty and cached is None:
+        return absent(Unencodable(request, "the request never looked its user up; touch request.user before sending"))
+    return encoder.encode(cached if user is empty else user)
 
 
 def _request_from(payload: Any, decoder: Decoder) -> RequestFacts:

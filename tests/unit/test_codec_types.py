@@ -440,6 +440,13 @@ def test_classes_nobody_can_find_stay_behind() -> None:
     assert type(carried(local(a=1))) is Unavailable
 
 
+def test_classes_with_a_layout_of_their_own_stay_behind() -> None:
+    """H18: An instance of a subclass whose memory is laid out in C becomes a stand-in, for no plain value makes one."""
+    stat, version = carried([os.stat("."), sys.version_info])
+    assert "Python cannot build one from a plain tuple" in repr(stat)
+    assert type(version) is Unavailable
+
+
 HERE = __name__
 
 
@@ -459,10 +466,8 @@ HERE = __name__
         [f"{HERE}:Defaults", "dict", [], {}],
         ["builtins:bool", "int", 1, {}],
         [f"{HERE}:exact", "str", "", {}],
-        [f"{HERE}:Nothing", "str", "", {}],
-        ["nowhere:Nothing", "str", "", {}],
         [f"{HERE}:Name", "complex", "", {}],
-        [HERE, "str", "", {}],
+        [5, "str", "", {}],
     ],
     ids=repr,
 )
@@ -470,6 +475,17 @@ def test_a_crafted_subclass_is_refused(payload: Any) -> None:
     """A message can build only what an encoder could have written: the right content for a plain subclass."""
     with pytest.raises(DecodeError):
         from_json({"$": "subclass", "v": payload})
+
+
+@pytest.mark.parametrize("path", [f"{HERE}:Nothing", "nowhere:Nothing", HERE, ""])
+@pytest.mark.parametrize(("tag", "rest"), [("subclass", ["str", "", {}]), ("enum", ["LOW", None])])
+def test_a_class_that_is_not_imported_leaves_a_stand_in(path: str, tag: str, rest: list[Any]) -> None:
+    """H18, H75: A value whose class this process has not imported arrives as a stand-in that names the class, beside
+    the values that can be read."""
+    arrived, other = from_json([{"$": tag, "v": [path, *rest]}, 5])
+    assert type(arrived) is Unavailable
+    assert f"<Unavailable {path.replace(':', '.')}: no imported module of this process holds it" in repr(arrived)
+    assert other == 5
 
 
 # Enumerations ------------------------------------------------------------------------------------------------------

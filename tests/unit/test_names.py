@@ -17,7 +17,17 @@ from django.test.signals import setting_changed
 from django.utils.functional import SimpleLazyObject
 
 from django_celery_signals import names
-from django_celery_signals.names import find, find_signal, name_signal, path_of, place_of, short_name, signal_name
+from django_celery_signals.names import (
+    MOST_NAMES,
+    find,
+    find_signal,
+    name_signal,
+    path_of,
+    place_of,
+    short_name,
+    signal_name,
+    signal_names,
+)
 
 here = Signal()
 in_dictionary = {"paid": Signal(), "sent": Signal(), "with.dot": Signal(), 5: Signal()}
@@ -109,8 +119,54 @@ def test_a_search_in_vain_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> No
     """H5: A signal of no module is not searched for in every module at every sending."""
     signal = Signal()
     signal_name(signal)
-    monkeypatch.setattr(names, "_places", lambda thing: pytest.fail("searched again"))
+    monkeypatch.setattr(names, "_held_by", lambda name, module: pytest.fail("searched again"))
     assert signal_name(signal) == ""
+    monkeypatch.setattr(names, "_scanned_count", -1)
+    assert signal_name(signal) == ""
+
+
+def test_only_new_modules_are_searched(
+    module: Callable[..., types.ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """H5, H21: After an import only the new module is looked through, and again only while it is being imported."""
+    signal_name(Signal())
+    searched: list[str] = []
+    search = names._held_by
+    monkeypatch.setattr(names, "_held_by", lambda name, module: searched.append(name) or search(name, module))
+    signal = Signal()
+    made = module("shop.half", __spec__=types.SimpleNamespace(_initializing=True))
+    assert signal_name(signal) == ""
+    vars(made)["late"] = signal
+    module("shop.after_half")
+    assert signal_name(signal) == "shop.half:late"
+    assert searched == ["shop.half", "shop.half", "shop.after_half"]
+
+
+def test_a_signal_has_several_names(module: Callable[..., types.ModuleType]) -> None:
+    """H21, H75: A signal travels under the best of its names, so that a worker that holds it elsewhere finds it."""
+    signal = Signal()
+    for number in range(MOST_NAMES + 1):
+        module(f"shop.views{number}", paid=signal)
+    assert signal_names(signal) == tuple(f"shop.views{number}:paid" for number in range(MOST_NAMES))
+    assert find_signal("gone.signals:paid", "json:dumps", "shop.views3:paid") is signal
+    assert repr(find_signal("gone.signals:paid", "gone:paid")).startswith("<UnknownSignal 'gone.signals:paid'")
+    assert type(find_signal()) is names.UnknownSignal
+
+
+def test_djangos_own_names_come_first(module: Callable[..., types.ModuleType]) -> None:
+    """H21: A signal of Django's is named after Django's module, wherever else it was imported to."""
+    module("aaa.signals", post_save=post_save)
+    assert signal_names(post_save)[:1] == ("django.db.models.signals:post_save",)
+
+
+def test_a_name_that_leads_elsewhere_by_now_is_dropped(module: Callable[..., types.ModuleType]) -> None:
+    """H21: A signal no longer travels under a name that was given to another one."""
+    signal = Signal()
+    made = module("shop.moving_signals", paid=signal)
+    module("shop.staying_signals", paid=signal)
+    assert len(signal_names(signal)) == 2
+    made.paid = Signal()  # type: ignore[attr-defined]
+    assert signal_names(signal) == ("shop.staying_signals:paid",)
 
 
 def test_a_given_name_wins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,5 +245,8 @@ def test_an_object_that_has_moved_has_no_place(module: Callable[..., types.Modul
 def test_objects_are_not_searched_for_at_every_sending(monkeypatch: pytest.MonkeyPatch) -> None:
     """H22: Senders that live in no module, such as views, do not cost a search of all modules each."""
     place_of(object())
-    monkeypatch.setattr(names, "_held_by_modules", lambda: pytest.fail("searched again"))
+    monkeypatch.setattr(names, "_preference", lambda path: pytest.fail("searched again"))
     assert [place_of(object()) for _ in range(3)] == [None] * 3
+    names._objects.cache_clear()
+    with pytest.raises(pytest.fail.Exception, match="searched again"):
+        place_of(object())
