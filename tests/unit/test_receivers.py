@@ -6,30 +6,28 @@ import functools
 import gc
 import importlib
 import importlib.util
-import itertools
 import json
 import os
 import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from celery import Celery, shared_task
+from celery import Celery
 from django.db.models.signals import m2m_changed, post_delete, post_save, pre_delete, pre_save
 from django.dispatch import Signal
 
 from django_celery_signals import ConnectError, ReceiverTask, connect, connections, disconnect, receiver_task, receivers
 from tests.drain import drain, take
+from tests.making import KINDS, Tasks
 from tests.processes import ROOT, environment
 from tests.receiving import Receiving, ignore
 from tests.shop.models import Customer, Order, Tag
-
-_numbers = itertools.count(1)
 
 SPELLINGS = ("delay", "apply_async", "delay_on_commit", "apply_async_on_commit")
 
@@ -58,61 +56,11 @@ def receiving(celery_app: Celery) -> Iterator[Receiving]:
     receiving.end()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tasks:
-    """Makes tasks in every way there is, and takes them out of the app again."""
-
-    app: Celery
-    names: list[str] = field(default_factory=list)
-
-    def name(self) -> str:
-        self.names.append(f"tests.made_{next(_numbers)}")
-        return self.names[-1]
-
-    def shared(self, function: Callable[..., Any] = ignore, **options: Any) -> Any:
-        if function.__name__ == "<lambda>":  # Celery makes a signature out of the name
-            function.__name__ = "receiver"
-        return shared_task(base=ReceiverTask, name=self.name(), **options)(function)
-
-    def of_app(self) -> Any:
-        return self.app.task(base=ReceiverTask, name=self.name())(ignore)
-
-    def bound(self) -> Any:
-        def bound(self: Any, **kwargs: Any) -> None: ...
-
-        return self.shared(bound, bind=True)
-
-    def by_class(self) -> Any:
-        name_of_class = self.name()
-
-        class ByClass(ReceiverTask):
-            name = name_of_class
-
-            def run(self, **kwargs: Any) -> None: ...
-
-        return self.app.register_task(ByClass())
-
-    def of_task_cls(self) -> Any:
-        app = Celery("project", task_cls="django_celery_signals:ReceiverTask", broker="memory://")
-        app.conf.task_default_queue = self.app.conf.task_default_queue
-        return app.task(name=self.name())(ignore)
-
-    def declared(self) -> Any:
-        signal = Signal()
-        task = receiver_task(signal, name=self.name())(ignore)
-        disconnect(signal, task)
-        return task
-
-
-KINDS = ("shared", "of_app", "bound", "by_class", "of_task_cls", "declared")
-
-
 @pytest.fixture
 def tasks(celery_app: Celery) -> Iterator[Tasks]:
     tasks = Tasks(app=celery_app)
     yield tasks
-    for name in tasks.names:
-        celery_app._tasks.pop(name, None)
+    tasks.end()
 
 
 # One receiver ------------------------------------------------------------------------------------------------------
@@ -180,7 +128,7 @@ def test_the_same_receiver_under_several_apps(tasks: Tasks, signal: Signal, cele
     signal.connect(task.delay, sender=Order)
     here = task._get_current_object()
 
-    Celery("another", broker="memory://").set_current()
+    tasks.another_app().set_current()
     there = task._get_current_object()
     signal.connect(task.delay, sender=Order)
 
@@ -569,6 +517,7 @@ def test_disconnect_needs_the_same_sender(tasks: Tasks, signal: Signal) -> None:
     assert True is disconnect(signal, task, sender=Order)
 
 
+@pytest.mark.django_db
 def test_the_worker_needs_no_connection(tasks: Tasks, signal: Signal, celery_app: Celery) -> None:
     """A message runs by its task's name; only the sending process needs the connection (H16)."""
     arrived: list[Any] = []
@@ -582,6 +531,7 @@ def test_the_worker_needs_no_connection(tasks: Tasks, signal: Signal, celery_app
     assert [5] == arrived
 
 
+@pytest.mark.django_db
 def test_signal_name(tasks: Tasks, celery_app: Celery) -> None:
     """``signal_name`` gives a signal that no module holds the name under which the worker finds it."""
     arrived: list[Any] = []
@@ -596,6 +546,7 @@ def test_signal_name(tasks: Tasks, celery_app: Celery) -> None:
     assert hidden == arrived
 
 
+@pytest.mark.django_db
 def test_a_signal_without_a_name_is_named_by_its_connection(tasks: Tasks, celery_app: Celery) -> None:
     """A signal that no module holds travels under the name of its connection, which both processes make."""
     arrived: list[Any] = []
