@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from celery import Celery
 from django.db import connections, transaction
@@ -75,25 +73,22 @@ def on_commit(message: Message) -> None:
     """Publish after the outermost commit of the sending's database; nothing on rollback, never an error."""
     using = message.envelope.event.using
     connection = connections[using]
-    if _has_no_transaction(connection):
-        publish_or_lose(message)
+    if connection.in_atomic_block:
+        # Robust: a failing one stops neither the others nor the request. But an eager receiver's error is for the test.
+        transaction.on_commit(Hook(message, connection), using=using, robust=not _errors_propagate())
         return
-    if not connection.in_atomic_block and not connection.get_autocommit():
+    if not _autocommits(connection):
         raise transaction.TransactionManagementError(
             f"{message.envelope.event.receiver}: autocommit is off on {using!r} and no atomic() block is open, so "
             "Django cannot tell when this sending commits. Open an atomic() block, or connect the receiver with "
             "guarantee='immediate'."
         )
-    # Robust: a failing one stops neither the others nor the request. But an eager receiver's error is for the test.
-    patience = _patience_of(connection)
-    transaction.on_commit(lambda: publish_or_lose(message, patience), using=using, robust=not _errors_propagate())
+    publish_or_lose(message)
 
 
-def _has_no_transaction(connection: BaseDatabaseWrapper) -> bool:
-    """Tell, without opening a connection, whether there is certainly no transaction to wait for."""
-    if connection.in_atomic_block:
-        return False
-    return connection.connection is None and bool(connection.settings_dict.get("AUTOCOMMIT", True))
+def _autocommits(connection: BaseDatabaseWrapper) -> bool:
+    """Tell it without asking the database: that would open a connection, and a coroutine must not."""
+    return bool(connection.settings_dict["AUTOCOMMIT"] if connection.connection is None else connection.autocommit)
 
 
 GUARANTEES: dict[str, Callable[[Message], None]] = {"immediate": immediate, "on_commit": on_commit}
@@ -106,7 +101,7 @@ class Patience:
     """
 
     FREE = 0.05
-    __slots__ = ("__weakref__", "left")
+    __slots__ = ("left",)
 
     def __init__(self) -> None:
         """Begin with ``PUBLISH_TIMEOUT`` seconds."""
@@ -124,32 +119,34 @@ class Patience:
             self.left -= max(0.0, time.monotonic() - started - self.FREE)
 
 
-# Held by the commit hooks of one transaction, and so gone with the last of them.
-_patience: WeakKeyDictionary[BaseDatabaseWrapper, weakref.ref[Patience]] = WeakKeyDictionary()
+class Hook:
+    """What Django calls for one message after the commit; it shares the patience of its transaction's other hooks."""
 
+    def __init__(self, message: Message, connection: BaseDatabaseWrapper) -> None:
+        """Take over the patience of the last hook that waits for the same commit, if there is one."""
+        before = (entry[1] for entry in reversed(connection.run_on_commit))
+        self.message = message
+        self.patience: Patience = next((hook.patience for hook in before if isinstance(hook, Hook)), None) or Patience()
+        self.__qualname__ = f"the publication for {message.envelope.event.receiver}"  # in Django's log when it raises
 
-def _patience_of(connection: BaseDatabaseWrapper) -> Patience:
-    known = _patience.get(connection)
-    patience = (known() if known is not None else None) or Patience()
-    _patience[connection] = weakref.ref(patience)
-    return patience
+    def __call__(self) -> None:
+        publish_or_lose(self.message, self.patience)
 
 
 def publish_or_lose(message: Message, patience: Patience | None = None) -> None:
     """Publish; when that fails the event is lost: logged, counted and told, not raised."""
     try:
-        with (patience or Patience()).spent() as timeout:
-            publish(message, timeout)
+        publish(message, patience)
     except PublishError as error:
         _lost(message, error)
 
 
-def publish(message: Message, timeout: float | None = None) -> None:
+def publish(message: Message, patience: Patience | None = None) -> None:
     """Hand a message to the broker and wait for it, in bounded time.
 
     Args:
         message: what to publish.
-        timeout: seconds to wait, at most; ``PUBLISH_TIMEOUT`` unless told.
+        patience: how long to wait, at most; ``PUBLISH_TIMEOUT`` unless told.
 
     Raises:
         PublishError: when the broker did not take it.
@@ -166,9 +163,10 @@ def publish(message: Message, timeout: float | None = None) -> None:
         task.apply_async(kwargs={ARGUMENT: message.sealed}, producer=producer, retry=False, **options)
 
     if app.conf.task_always_eager:
-        send()
+        send()  # runs the receiver, for as long as that takes
     else:
-        publisher().publish(app, send, timeout)
+        with (patience or Patience()).spent() as timeout:
+            publisher().publish(app, send, timeout)
     _count("sent")
     tell(event_sent, event.receiver, event_id=event.id, signal_name=event.signal_name)
 

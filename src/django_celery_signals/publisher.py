@@ -86,7 +86,7 @@ class Line:
     def __init__(self, app: Celery) -> None:
         """Start the thread; it connects when there is something to publish."""
         self.app = app
-        self.left = False  # nobody waits for it any more
+        self._left = threading.Lock()  # taken, and kept, by the first who leaves
         self._work: queue.SimpleQueue[tuple[Publish, Future[None]]] = queue.SimpleQueue()
         self._connection: Connection | None = None
         self._producer: Any = None
@@ -105,10 +105,19 @@ class Line:
         """Whether the caller runs inside a publication of this line, as a listener to Celery's own signals does."""
         return threading.current_thread() is self.thread
 
-    def leave(self) -> None:
-        """End the thread, once it comes back from what it is doing; what is queued behind that is not published."""
-        self.left = True
+    @property
+    def left(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self._left.locked()
+
+    def leave(self) -> bool:
+        """End the thread, once it comes back from what it is doing; what is queued behind that is not published.
+
+        Returns whether the caller is the first to leave.
+        """
+        is_first = self._left.acquire(blocking=False)
         self._work.put((lambda _: None, Future()))  # wakes a thread that waits for work
+        return is_first
 
     def _run(self) -> None:
         while not self.left:
@@ -235,10 +244,9 @@ class Publisher:
             return done.exception(timeout)
         except FutureTimeout:
             done.cancel()
-            if not line.left:  # of all that wait behind one hanging publication, one tells the breaker
-                line.leave()
+            if line.leave():  # of all that wait behind one hanging publication, one tells the breaker
                 self.breaker.failed()
-            raise PublishTimeout(f"The broker did not take the message within {timeout:.2g} s.") from None
+            raise PublishTimeout(f"The broker did not take the message within {round(timeout, 2):g} s.") from None
 
     def close(self) -> None:
         """Let go of every connection; the next publication opens a new one."""

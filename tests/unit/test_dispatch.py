@@ -6,11 +6,14 @@ import asyncio
 import logging
 import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery import Celery
+from celery.signals import before_task_publish
 from django.contrib.auth.signals import user_login_failed
 from django.core.signals import got_request_exception
 from django.db import connection, transaction
@@ -19,7 +22,8 @@ from django.db.transaction import TransactionManagementError
 from django.dispatch import Signal
 from django.test import override_settings
 
-from django_celery_signals import PublishError, connect
+from django_celery_signals import PublishError, PublishTimeout, connect
+from django_celery_signals import dispatch as module
 from django_celery_signals.dispatch import counts
 from django_celery_signals.publisher import Publisher
 from django_celery_signals.signals import event_lost, event_sent
@@ -27,7 +31,7 @@ from tests.drain import Published, run, take
 from tests.receiving import Receiving, hearing
 from tests.shop.models import Customer, Tag
 
-closing_time = Signal()
+closing_time, opening_time = Signal(), Signal()
 
 
 @pytest.fixture
@@ -42,7 +46,7 @@ def outage(monkeypatch: pytest.MonkeyPatch) -> PublishError:
     """What every publication fails with."""
     error = PublishError("The broker is away.")
 
-    def fail(self: Publisher, app: Celery, publish: Any) -> None:
+    def fail(self: Publisher, app: Celery, publish: Any, timeout: float) -> None:
         raise error
 
     monkeypatch.setattr(Publisher, "publish", fail)
@@ -114,9 +118,39 @@ def test_on_commit_with_autocommit_off_inside_atomic(celery_app: Celery, receivi
 
 
 @pytest.mark.django_db(transaction=True)
-def test_on_commit_straight_from_a_coroutine(celery_app: Celery, receiving: Receiving) -> None:
-    """A coroutine can hold no transaction open, so what it sends is published at once (H24)."""
+def test_on_commit_opens_no_connection(celery_app: Celery, receiving: Receiving) -> None:
+    """Sending outside of every transaction needs no database, not even a connection to it (H34)."""
     receiving(closing_time)
+    connection.close()
+
+    closing_time.send(sender="door")
+
+    assert connection.connection is None
+    assert 1 == len(take(celery_app))
+
+
+@pytest.mark.django_db(transaction=True)
+def test_on_commit_on_a_connection_that_is_to_have_autocommit_off(
+    celery_app: Celery, receiving: Receiving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that will be opened with autocommit off has no commit to wait for, either (H40)."""
+    receiving(closing_time)
+    connection.close()
+    monkeypatch.setitem(connection.settings_dict, "AUTOCOMMIT", False)
+
+    with pytest.raises(TransactionManagementError, match=r"guarantee='immediate'"):
+        closing_time.send(sender="door")
+
+    assert connection.connection is None
+    assert [] == take(celery_app)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("connected", [False, True])
+def test_on_commit_straight_from_a_coroutine(celery_app: Celery, receiving: Receiving, connected: bool) -> None:
+    """A coroutine can hold no transaction open, so what it sends is published at once, without a query (H24)."""
+    receiving(closing_time)
+    connection.ensure_connection() if connected else connection.close()
 
     async def close() -> None:
         closing_time.send(sender="door")
@@ -201,6 +235,123 @@ def test_guarantee_of_the_project(celery_app: Celery, receiving: Receiving, guar
 
     assert (guarantee == "immediate") is bool(inside)
     assert (guarantee == "on_commit") is bool(take(celery_app))
+
+
+# Patience -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The time as a commit's messages see it, in seconds."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+@pytest.fixture
+def slow_broker(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SlowBroker:
+    """A broker that takes a while for each message, and keeps the time it was given."""
+    slow_broker = SlowBroker(clock=clock)
+    monkeypatch.setattr(Publisher, "publish", lambda self, *args: slow_broker.publish(*args))
+    return slow_broker
+
+
+@dataclass(kw_only=True)
+class SlowBroker:
+    clock: SimpleNamespace
+    seconds: float = 0.0
+    given: list[float] = field(default_factory=list)
+
+    def publish(self, app: Celery, publish: Any, timeout: float) -> None:
+        self.given.append(round(timeout, 3))
+        self.clock.now += min(self.seconds, timeout + 0.001)
+        if timeout < self.seconds:
+            raise PublishTimeout("The broker did not take the message.")
+
+
+patient = override_settings(DJANGO_CELERY_SIGNALS={"PUBLISH_TIMEOUT": 2.0})
+
+
+@patient
+@pytest.mark.django_db(transaction=True)
+def test_messages_of_a_commit_share_their_patience(slow_broker: SlowBroker, receiving: Receiving) -> None:
+    """All messages of one commit together wait PUBLISH_TIMEOUT; then the rest is lost at once (H31)."""
+    slow_broker.seconds = 0.75
+    receiving(closing_time)
+    start = slow_broker.clock.now
+
+    with hearing(event_sent) as sent, hearing(event_lost) as lost, transaction.atomic():
+        for _ in range(20):
+            closing_time.send(sender="door")
+
+    assert [2.05, 1.35, 0.65] == slow_broker.given
+    assert (2, 18) == (len(sent), len(lost))
+    assert 2.15 == pytest.approx(slow_broker.clock.now - start, abs=0.01)
+    assert ["waited PUBLISH_TIMEOUT already" in str(told["error"]) for told in lost] == [False] + [True] * 17
+
+
+@patient
+@pytest.mark.django_db(transaction=True)
+def test_a_large_commit_loses_nothing_to_a_healthy_broker(slow_broker: SlowBroker, receiving: Receiving) -> None:
+    """What a message takes up to a twentieth of a second is not counted, however many there are."""
+    slow_broker.seconds = 0.05
+    receiving(closing_time)
+
+    with hearing(event_sent) as sent, transaction.atomic():
+        for _ in range(100):
+            closing_time.send(sender="door")
+
+    assert 100 == len(sent)
+    assert {2.05} == set(slow_broker.given)
+
+
+@patient
+@pytest.mark.django_db(transaction=True)
+def test_each_commit_has_its_own_patience(slow_broker: SlowBroker, receiving: Receiving) -> None:
+    """What one commit waited is not counted in the next, though somebody keeps the errors, as error trackers do."""
+    slow_broker.seconds = 3.0
+    receiving(closing_time)
+
+    with hearing(event_lost) as kept:
+        for _ in range(3):
+            with transaction.atomic():
+                closing_time.send(sender="door")
+        closing_time.send(sender="door")
+
+    assert [2.05] * 4 == slow_broker.given
+    assert 4 == len(kept)
+
+
+@patient
+@pytest.mark.django_db(transaction=True)
+def test_patience_survives_what_is_taken_back(slow_broker: SlowBroker, receiving: Receiving) -> None:
+    """Hooks of other people's and savepoints that roll back do not renew the patience of a transaction (H31)."""
+    slow_broker.seconds = 1.0
+    receiving(closing_time)
+
+    with transaction.atomic():
+        for _ in range(3):
+            closing_time.send(sender="door")
+            transaction.on_commit(list)
+            with transaction.atomic():
+                closing_time.send(sender="ghost")
+                transaction.set_rollback(True)
+
+    assert [2.05, 1.1, 0.15] == slow_broker.given
+
+
+@patient
+@pytest.mark.django_db(transaction=True)
+def test_immediate_waits_on_its_own(slow_broker: SlowBroker, receiving: Receiving) -> None:
+    """An immediate sending waits PUBLISH_TIMEOUT each time, for it is not one of a commit's."""
+    slow_broker.seconds = 1.9
+    receiving(closing_time, guarantee="immediate")
+
+    with transaction.atomic():
+        for _ in range(3):
+            closing_time.send(sender="door")
+
+    assert [2.05] * 3 == slow_broker.given
 
 
 # Audit -------------------------------------------------------------------------------------------------------------
@@ -309,6 +460,25 @@ def test_a_task_that_the_app_does_not_have(celery_app: Celery, receiving: Receiv
     (told,) = heard
     assert isinstance(told["error"], PublishError)
     assert f"'tests' has no task {task.name!r}" in str(told["error"])
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("guarantee", ["on_commit", "immediate"])
+def test_a_message_sent_while_another_is_published(celery_app: Celery, receiving: Receiving, guarantee: str) -> None:
+    """What a listener of Celery's own signals sends is published from within the publication, and nobody waits."""
+    first, second = receiving(closing_time, guarantee=guarantee), receiving(opening_time, guarantee=guarantee)
+
+    def listener(sender: str, **facts: Any) -> None:
+        if sender == first.name:
+            opening_time.send(sender="door")
+
+    before_task_publish.connect(listener)
+    try:
+        closing_time.send(sender="door")
+    finally:
+        before_task_publish.disconnect(listener)
+
+    assert [second.name, first.name] == [message.task for message in take(celery_app)]
 
 
 # The message -------------------------------------------------------------------------------------------------------
@@ -464,6 +634,26 @@ def test_eager_errors_propagate_to_the_test(celery_app: Celery, receiving: Recei
 
     with pytest.raises(ZeroDivisionError):
         save() if in_transaction else Tag.objects.create(name="new")
+
+
+@patient
+@pytest.mark.django_db(transaction=True)
+def test_eager_receivers_take_their_time(celery_app: Celery, receiving: Receiving, clock: SimpleNamespace) -> None:
+    """With task_always_eager, a receiver that works for long costs the next one time, not its event."""
+    seen: list[float] = []
+
+    def work_long() -> None:
+        clock.now += 60
+        seen.append(clock.now)
+
+    celery_app.conf.task_always_eager = True
+    receiving(closing_time, work_long)
+
+    with transaction.atomic():
+        closing_time.send(sender="door")
+        closing_time.send(sender="window")
+
+    assert [1060.0, 1120.0] == seen
 
 
 @pytest.mark.django_db(transaction=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import gc
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -194,7 +193,7 @@ def test_each_app_has_a_line(celery_app: Celery, own: Publisher) -> None:
 @SHORT
 def test_timeout_leaves_the_line(celery_app: Celery, own: Publisher, stuck: Callable[[Any], None]) -> None:
     """A publication that does not come back in time is left behind with its thread; the next one gets a new thread."""
-    with pytest.raises(PublishTimeout, match=r"within PUBLISH_TIMEOUT = 0\.3 s"):
+    with pytest.raises(PublishTimeout, match=r"within 0\.3 s"):
         own.publish(celery_app, stuck)
     left = own._lines[id(celery_app)]
 
@@ -203,6 +202,12 @@ def test_timeout_leaves_the_line(celery_app: Celery, own: Publisher, stuck: Call
 
     assert left.left
     assert left is not own._lines[id(celery_app)]
+
+
+def test_timeout_of_one_publication(celery_app: Celery, own: Publisher, stuck: Callable[[Any], None]) -> None:
+    """A publication may be given less than PUBLISH_TIMEOUT, and the error says what it was given."""
+    with pytest.raises(PublishTimeout, match=r"within 0\.1 s"):
+        own.publish(celery_app, stuck, 0.1)
 
 
 @SHORT
@@ -237,6 +242,21 @@ def test_what_waits_behind_a_stuck_publication_is_given_up(
 
     assert line.left
     assert [] == published
+
+
+@SHORT
+def test_timeouts_behind_one_publication_count_once(
+    celery_app: Celery, own: Publisher, stuck: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many wait behind a publication that does not come back, the breaker is told once (H31)."""
+    told: list[bool] = []
+    monkeypatch.setattr(own.breaker, "failed", lambda: told.append(True))
+
+    with ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(own.publish, celery_app, stuck) for _ in range(8)]
+
+    assert {PublishTimeout} == {type(one.exception()) for one in waiting}
+    assert [True] == told
 
 
 def test_what_is_queued_behind_the_end_is_not_published(celery_app: Celery) -> None:
@@ -308,6 +328,50 @@ def test_message_error_leaves_the_breaker_closed(
     assert 1 == len(published)
 
 
+def test_message_error_closes_the_breaker(celery_app: Celery, own: Publisher, clock: SimpleNamespace) -> None:
+    """Where one caller tries whether the broker is back, an error of its message says that it is (H31)."""
+    own.breaker.failed()
+    clock.now += 1.0
+
+    with pytest.raises(PublishError, match="TypeError"):
+        own.publish(celery_app, failing(TypeError("not JSON")))
+
+    assert [True, True] == [own.breaker.allows() for _ in range(2)]
+
+
+# From within -------------------------------------------------------------------------------------------------------
+
+
+def test_publication_from_within_a_publication(celery_app: Celery, own: Publisher) -> None:
+    """What is published from within a publication goes at once, over a connection of its own, and nobody waits."""
+    producers: list[Any] = []
+
+    def publish(producer: Any) -> None:
+        own.publish(celery_app, producers.append)
+        producers.append(producer)
+
+    own.publish(celery_app, publish)
+
+    assert 2 == len(set(map(id, producers)))
+    assert not own._lines[id(celery_app)].left
+
+
+def test_failure_from_within_a_publication(celery_app: Celery, own: Publisher) -> None:
+    """An outage met from within a publication is raised there, and opens the breaker (H31)."""
+    error = ConnectionRefusedError("refused")
+    caught: list[PublishError] = []
+
+    def publish(producer: Any) -> None:
+        with pytest.raises(PublishError, match="ConnectionRefusedError") as failure:
+            own.publish(celery_app, failing(error))
+        caught.append(failure.value)
+        assert not own.breaker.allows()
+
+    own.publish(celery_app, publish)
+
+    assert [error] == [failure.__cause__ for failure in caught]
+
+
 def test_dead_kept_connection_is_replaced(celery_app: Celery, own: Publisher) -> None:
     """When a kept connection turns out to be dead, the message is published over a new one, and nobody is told."""
     producers: list[Any] = []
@@ -346,7 +410,7 @@ def test_dead_connection_of_a_left_line_is_not_replaced(celery_app: Celery) -> N
 
     def publish(producer: Any) -> None:
         tries.append(producer)
-        line.left = True
+        line.leave()
         raise ConnectionResetError("The broker was restarted.")
 
     line = Line(celery_app)
@@ -463,25 +527,20 @@ def test_a_process_has_one_publisher() -> None:
     assert {publisher()} == publishers
 
 
-def test_a_forked_process_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that finds itself forked gets a publisher of its own and leaves the parent's alone."""
-    parents = publisher()
-    monkeypatch.setattr(module, "_publishers", [(-1, parents)])
+def test_a_forked_process_has_its_own(celery_app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forked process begins with a publisher of its own, although the parent's was busy, and keeps the parent's."""
+    parents, inherited = publisher(), []
+    monkeypatch.setattr(module, "_publisher", parents)
+    monkeypatch.setattr(module, "_inherited", inherited)
+    parents.publish(celery_app, do_nothing)
+    published: list[Any] = []
 
-    childs = publisher()
-    gc.collect()
+    with parents._lock:
+        module._begin_anew()
+        publisher().publish(celery_app, published.append)
 
-    assert parents is not childs
-    assert [parents, childs] == [own for _, own in module._publishers]
-
-
-def test_a_forked_process_gets_a_line_of_its_own(celery_app: Celery, own: Publisher) -> None:
-    """A line whose thread stayed behind in the parent process is not used."""
-    own.publish(celery_app, do_nothing)
-    parents = own._lines[id(celery_app)]
-    parents.pid = -1
-
-    own.publish(celery_app, do_nothing)
-
-    assert parents is not own._lines[id(celery_app)]
-    parents.leave()
+    assert parents is not publisher()
+    assert [parents] == inherited
+    assert 1 == len(published)
+    assert not parents._lines[id(celery_app)].left
+    publisher().close()
