@@ -17,7 +17,7 @@ from django.core.signing import Signer
 from django.db import InterfaceError, OperationalError, ProgrammingError, connections, transaction
 from django.db.models.signals import post_delete, post_save
 from django.dispatch import Signal
-from django.test import override_settings
+from django.test import RequestFactory, override_settings
 from django.utils import timezone, translation
 
 from django_celery_signals import (
@@ -45,7 +45,7 @@ from django_celery_signals.signals import (
 from tests.drain import Published, drain, run, take
 from tests.parameters import each_database
 from tests.receiving import Receiving, hearing
-from tests.shop.models import Customer, Order, Tag
+from tests.shop.models import Customer, Order, Tag, User
 
 doorbell = Signal()
 
@@ -429,6 +429,22 @@ def test_argument_that_cannot_be_read(celery_app: Celery, receiving: Receiving) 
     assert [message.body["id"]] == [told["event"].id for told in heard]
 
 
+@pytest.mark.django_db(transaction=True)
+def test_argument_of_a_class_that_is_not_imported(celery_app: Celery, receiving: Receiving) -> None:
+    """What names a class this worker has not imported arrives as a stand-in; the receiver runs all the same (H32)."""
+    seen: list[Any] = []
+    receiving(doorbell, lambda visitor, hour: seen.extend([visitor, hour]))
+    doorbell.send(sender=None, visitor=timedelta, hour=7)
+    (message,) = take(celery_app)
+    strange = altered(message, kwargs=[["visitor", {"$": "class", "v": "of.the.web.process:Visitor"}], ["hour", 7]])
+
+    outcome = work(celery_app, strange)
+
+    assert "SUCCESS" == outcome.state
+    assert "Unavailable" in repr(seen[0])
+    assert 7 == seen[1]
+
+
 # Rows --------------------------------------------------------------------------------------------------------------
 
 
@@ -529,6 +545,32 @@ def test_gone_row_is_looked_for_again(celery_app: Celery, receiving: Receiving) 
     assert ["back"] == seen
 
 
+def leave_a_mark_and_greet(request: Any) -> None:
+    Tag.objects.create(name="mark")
+    request.user.get_username()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(("on_missing", "state"), [("discard", "IGNORED"), ("retry", "RETRY"), ("fail", "FAILURE")])
+def test_gone_row_of_what_is_fetched_when_it_is_used(
+    celery_app: Celery, receiving: Receiving, on_missing: str, state: str
+) -> None:
+    """The user of a request is fetched when the receiver asks for it; on_missing decides there as well (H53)."""
+    receiving(doorbell, leave_a_mark_and_greet, on_missing=on_missing)
+    request = RequestFactory().get("/")
+    request.user = User.objects.create(username="ada")
+    doorbell.send(sender=None, request=request)
+    User.objects.all().delete()
+
+    with hearing(receiver_discarded) as discarded, hearing(receiver_failed) as failed:
+        outcome = work_next(celery_app)
+
+    assert state == outcome.state
+    assert (on_missing == "discard", on_missing != "discard") == (len(discarded) == 1, len(failed) == 1)
+    assert "shop.User pk=" in str(discarded[0]["reason"] if discarded else failed[0]["error"])
+    assert not Tag.objects.exists()
+
+
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("error", [OperationalError("gone away"), InterfaceError("connection already closed")])
 def test_database_error_is_not_a_gone_row(
@@ -582,6 +624,25 @@ def test_other_error_while_fetching_is_told(
 
     assert ("FAILURE", error) == (outcome.state, outcome.error)
     assert [(error, False)] == [(told["error"], told["will_retry"]) for told in heard]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(("atomic", "state", "ran"), [(True, "RETRY", []), (False, "SUCCESS", ["ran"])])
+def test_database_that_is_away_before_the_receiver_begins(
+    celery_app: Celery, receiving: Receiving, monkeypatch: pytest.MonkeyPatch, atomic: bool, state: str, ran: list[str]
+) -> None:
+    """A receiver that needs a transaction does not begin without its database; one that needs none just runs (H72)."""
+    seen: list[str] = []
+    receiving(doorbell, lambda: seen.append("ran"), atomic=atomic, max_retries=0)
+    doorbell.send(sender=None)
+    (message,) = take(celery_app)
+    connections["default"].close()
+    monkeypatch.setattr(connections["default"], "get_new_connection", raising(OperationalError("starting up")))
+
+    with hearing(receiver_started) as started:
+        outcome = work(celery_app, message)
+
+    assert (state, ran, len(ran)) == (outcome.state, seen, len(started))
 
 
 def raising(error: BaseException) -> Any:
