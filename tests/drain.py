@@ -1,4 +1,4 @@
-"""Look at what was published to the broker in memory, and run it as a worker would, in this process."""
+"""Look at what was published, and run it as a worker would, in this process."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Any
 
 from celery import Celery
 from celery.result import EagerResult
+from kombu import Queue
 
 from django_celery_signals.dispatch import ARGUMENT
+from tests.brokers import Broker
+from tests.processes import wait_until
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +41,7 @@ class Published:
 
 
 def take(app: Celery, queue: str | None = None) -> list[Published]:
-    """Take every message out of a queue, by default the default one, oldest first."""
+    """Take every message out of a queue in memory, by default the default one, oldest first."""
     with app.connection_for_read() as connection, connection.channel() as channel:
         return list(_messages(channel, queue or app.conf.task_default_queue))
 
@@ -48,6 +51,23 @@ def _messages(channel: Any, queue: str) -> Iterator[Published]:
     while (message := channel.basic_get(queue, no_ack=True)) is not None:
         args, kwargs, _ = message.decode()
         yield Published(headers=dict(message.headers), properties=dict(message.properties), args=args, kwargs=kwargs)
+
+
+def waiting(broker: Broker, queue: str | None = None) -> Iterator[Published]:
+    """Take what lies in a queue of a test's own place at a broker, by default in the default one."""
+    name = queue or broker.queue
+    with broker.connection() as connection, connection.channel() as channel:
+        while broker.message_count(name) and (message := Queue(name)(channel).get(no_ack=True)):
+            args, kwargs, _ = message.decode()
+            yield Published(headers=message.headers, properties=message.properties, args=args, kwargs=kwargs)
+
+
+def arrived(broker: Broker, count: int = 1, queue: str | None = None) -> list[Published]:
+    """Take messages until so many have arrived; then there must be no more."""
+    messages: list[Published] = []
+    wait_until(lambda: messages.extend(waiting(broker, queue)) or len(messages) >= count, what=f"{count} messages")
+    assert count == len(messages) + len(list(waiting(broker, queue)))
+    return messages
 
 
 def run(app: Celery, message: Published) -> EagerResult[Any]:

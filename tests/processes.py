@@ -121,6 +121,7 @@ class Processes:
         name: str = "process",
         ready: str | None = None,
         env: Mapping[str, str] | None = None,
+        cwd: Path = ROOT,
         timeout: float = 30,
     ) -> Process:
         """Start a command, and wait until it has said ``ready``.
@@ -129,6 +130,7 @@ class Processes:
             command: ``python`` stands for the interpreter of the tests.
             name: of its log file.
             env: all of its environment; by default ``environment()``.
+            cwd: the folder it is started in.
             timeout: seconds to wait for ``ready``.
         """
         program = [sys.executable if part == "python" and not index else part for index, part in enumerate(command)]
@@ -136,7 +138,7 @@ class Processes:
         with log_file.open("wb") as log:
             popen = subprocess.Popen(
                 program,
-                cwd=ROOT,
+                cwd=cwd,
                 env=environment() if env is None else env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -20,9 +20,9 @@ from django_celery_signals.dispatch import ARGUMENT
 from django_celery_signals.publisher import publisher
 from django_celery_signals.signals import event_lost
 from tests.brokers import Broker
-from tests.drain import Published, run
+from tests.drain import arrived, run, waiting
 from tests.parameters import each_broker
-from tests.processes import Processes, environment, wait_until
+from tests.processes import Processes, environment
 from tests.project.celery import configure
 from tests.receiving import Receiving, hearing
 from tests.shop.models import Customer, Order, Tag
@@ -37,23 +37,6 @@ def receiving(celery_app: Celery) -> Iterator[Receiving]:
     receiving = Receiving(app=celery_app)
     yield receiving
     receiving.end()
-
-
-def waiting(broker: Broker, queue: str | None = None) -> Iterator[Published]:
-    """Take what lies in a queue, by default the default one."""
-    name = queue or broker.queue
-    with broker.connection() as connection, connection.channel() as channel:
-        while broker.message_count(name) and (message := Queue(name)(channel).get(no_ack=True)):
-            args, kwargs, _ = message.decode()
-            yield Published(headers=message.headers, properties=message.properties, args=args, kwargs=kwargs)
-
-
-def arrived(broker: Broker, count: int = 1, queue: str | None = None) -> list[Published]:
-    """Take messages until so many have arrived; then there must be no more."""
-    messages: list[Published] = []
-    wait_until(lambda: messages.extend(waiting(broker, queue)) or len(messages) >= count, what=f"{count} messages")
-    assert count == len(messages) + len(list(waiting(broker, queue)))
-    return messages
 
 
 @each_broker
