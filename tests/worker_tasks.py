@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import Mapping
 from typing import Any
 
-from celery import shared_task
+from asgiref.sync import sync_to_async
+from celery import current_task, shared_task
+from django.db import connections
 from django.dispatch import Signal
 from django.utils import timezone, translation
 
@@ -98,3 +101,53 @@ def count_together(first: int, second: int = 0) -> int:
     """Be an ordinary task."""
     report("count_together", sum=first + second)
     return first + second
+
+
+class Busy(Exception):
+    """Passes if one tries often enough."""
+
+
+def _try(task: str, number: int, event: Event) -> None:
+    retries = current_task.request.retries
+    report(task, number=number, id=event.id, retries=retries)
+    Tag.objects.create(name=f"{task} {retries}")
+    if retries < 2:
+        raise Busy
+
+
+@shared_task(base=ReceiverTask, autoretry_for=(Busy,), retry_kwargs={"countdown": 0.1})
+def keep_trying(number: int, event: Event) -> None:
+    """Succeed at the third try."""
+    _try("keep_trying", number, event)
+
+
+@shared_task(base=ReceiverTask, autoretry_for=(Busy,), retry_kwargs={"countdown": 0.1})
+async def keep_trying_in_a_coroutine(number: int, event: Event) -> None:
+    """Succeed at the third try, in a coroutine."""
+    await asyncio.sleep(0)
+    await sync_to_async(_try)("keep_trying_in_a_coroutine", number, event)
+
+
+@shared_task(base=ReceiverTask, acks_late=True, reject_on_worker_lost=True)
+def die_once(number: int, event: Event) -> None:
+    """Take the process along at the first try, in the middle of the work."""
+    first = not Tag.objects.using("other").filter(name=event.id).exists()
+    report("die_once", number=number, id=event.id, pid=os.getpid())
+    Tag.objects.create(name="half done" if first else "done")
+    if first:
+        Tag.objects.using("other").create(name=event.id)  # stays: the receiver's transaction is the default's
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@shared_task(base=ReceiverTask)
+def fail_here(number: int) -> None:
+    """Fail."""
+    raise Busy
+
+
+@shared_task(base=ReceiverTask)
+def tell_place() -> None:
+    """Be an ordinary task that tells what is left of those before it."""
+    event = current_event()
+    place = [translation.get_language(), timezone.get_current_timezone_name(), event and event.id]
+    report("tell_place", place=place, in_block=connections["default"].in_atomic_block)
