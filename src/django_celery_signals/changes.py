@@ -23,7 +23,7 @@ from .exceptions import ConnectError
 
 _ATTRIBUTE = "_django_celery_signals_values"
 _SAVING = "_django_celery_signals_saving"
-_SAVES = "_django_celery_signals_saves"  # what the saves in flight have changed, the innermost last
+_SAVES = "_django_celery_signals_saves"
 _UID = "django_celery_signals.changes"
 _watched: dict[type[models.Model], set[str]] = {}  # model -> attnames
 
@@ -162,6 +162,13 @@ class _Saving:
 _SETTLED = "settled"  # instead of a _Saving
 
 
+class _Saves(list[Changes]):
+    """What the saves in flight have changed, the innermost last. A pickled instance is not being saved."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Saves, ()
+
+
 def _on_init(instance: models.Model, **_: Any) -> None:
     instance.__dict__[_ATTRIBUTE] = Values(_loaded(instance))
 
@@ -242,18 +249,21 @@ def _follow_refresh(model: type[models.Model]) -> None:
 
 
 def _follow_saves(model: type[models.Model]) -> None:
-    """Keep the changes of a save apart from those of another save of the same object by one of its receivers."""
+    """Keep what is known of a save apart from another save of the same object, by one of its receivers."""
     original = model.save_base
 
     @functools.wraps(original)
     def save_base(self: models.Model, *args: Any, **kwargs: Any) -> None:
-        saves = self.__dict__.setdefault(_SAVES, [])
+        held = self.__dict__
+        saves, outer = held.setdefault(_SAVES, _Saves()), held.get(_SAVING)
         saves.append({})
         try:
             original(self, *args, **kwargs)
         finally:
             saves.pop()
-            if not saves:
-                self.__dict__.pop(_SAVES, None)
+            held[_SAVING] = outer
+            for name in (_SAVES, _SAVING):
+                if not held[name]:
+                    del held[name]
 
     model.save_base = save_base  # type: ignore[method-assign]

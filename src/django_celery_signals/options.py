@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import inspect
 import logging
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
@@ -12,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction
+from django.apps import apps
 from django.db.models import Model
 from django.db.models.signals import ModelSignal, post_save
 
@@ -83,7 +85,7 @@ def _several(value: Any) -> tuple[Any, ...]:
 
 
 def _is_seconds(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _is_sender(value: Any) -> bool:
@@ -182,9 +184,21 @@ def lets_through(options: SendingOptions, sending: Sending, receiver: str) -> bo
 
 
 def _is_excluded(sender: Any, entry: Any) -> bool:
-    if isinstance(entry, str) and isinstance(sender, type) and issubclass(sender, Model):
-        return str(sender._meta.label_lower) == entry.lower()
-    return sender is entry
+    label = _label_of(entry)
+    if label is None:
+        return sender is entry
+    return isinstance(sender, type) and issubclass(sender, Model) and label == sender._meta.label_lower
+
+
+def _label_of(entry: Any) -> str | None:
+    """Return the label of the model an entry names; a swapped-out model stands for its replacement."""
+    model = entry
+    if isinstance(entry, str):
+        app_label, _, name = entry.partition(".")
+        model = apps.all_models.get(app_label, {}).get(name.lower())
+    if isinstance(model, type) and issubclass(model, Model):
+        return str(model._meta.swapped or model._meta.label).lower()
+    return None
 
 
 def _any_match(action: Any, patterns: Iterable[str]) -> bool:

@@ -19,6 +19,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
+from amqp.exceptions import ConnectionError as AMQPConnectionError
 from celery import Celery, current_app
 from celery._state import _get_active_apps  # type: ignore[attr-defined]
 from celery.loaders.default import Loader as FallbackLoader
@@ -187,11 +188,9 @@ def connection_for(app: Celery) -> Connection:
     return connection
 
 
-def is_outage(app: Celery, error: BaseException) -> bool:
-    """Tell whether an error speaks of the broker rather than of the message."""
-    if isinstance(error, KeyError):  # Celery's unknown queue is one; Redis' transport takes any for an outage
-        return False
-    return isinstance(error, (OperationalError, OSError, *app.connection_for_write().connection_errors))
+def is_outage(error: BaseException) -> bool:
+    """Tell whether an error speaks of the broker rather than of the message. Celery translates most that do."""
+    return isinstance(error, (OperationalError, OSError, AMQPConnectionError))
 
 
 def _run_here(app: Celery, publish: Publish) -> BaseException | None:
@@ -233,7 +232,7 @@ class Publisher:
         if error is None:
             self.breaker.succeeded()
             return
-        if is_outage(app, error):
+        if is_outage(error):
             self.breaker.failed()
         else:
             self.breaker.succeeded()  # whatever is wrong with the message, the broker is there

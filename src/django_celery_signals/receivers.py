@@ -18,7 +18,7 @@ from .bridge import Spelling, Target, check_signal, send, target_of
 from .exceptions import ConnectError
 from .parameters import Body, check_parameters
 from .senders import each_sender, label_of
-from .task import ReceiverTask
+from .task import ReceiverTask, check_running
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +174,7 @@ def _check_task_options(function: Any, given: dict[str, Any]) -> None:
     base = given.get("base")
     if base is not None and not (isinstance(base, type) and issubclass(base, ReceiverTask)):
         raise ConnectError(f"receiver_task({function.__name__}): base={base!r} must be a subclass of ReceiverTask.")
+    check_running(given, f"receiver_task({function.__name__})")
     own = (*options.NAMES, *options.RUNNING_NAMES, "sender", "dispatch_uid", "signal_name", "subclasses")
     for name in given:
         close = difflib.get_close_matches(name, own, n=1, cutoff=0.8)
@@ -224,8 +225,7 @@ def _connect(
     body, cls = _body_and_class(task, name)
     place, signals = f"receiver {name}", _each_signal(signal)
     own = options.merged_with_class(options.read(given, place), cls, name)
-    for text in filter(lambda entry: isinstance(entry, str), own.exclude or ()):
-        each_sender(text, lambda _: None, f"{place}: exclude")
+    each_sender(own.exclude or (), lambda _: None, f"{place}: exclude")
     if where["signal_name"] and len(signals) > 1:
         raise ConnectError(f"{place}: signal_name={where['signal_name']!r} names one signal; connect them one by one.")
     for one in signals:

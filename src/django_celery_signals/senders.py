@@ -72,6 +72,9 @@ def _check_known(app_label: str, model_name: str, text: str, place: str) -> None
 
 
 def _through(model: type[Model], field_name: str, use: Use, place: str) -> None:
+    if model._meta.swapped:  # its relations have no through model
+        _when_loaded(f"{model._meta.swapped}.{field_name}", use, place)
+        return
     field = next((field for field in model._meta.many_to_many if field.name == field_name), None)
     if field is None:
         raise ConnectError(f"{place}: {model._meta.label} has no many-to-many field {field_name!r}.")

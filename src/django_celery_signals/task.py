@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from celery import Celery
@@ -12,7 +13,7 @@ from .bridge import connectable, is_sending, send, target_of
 from .dispatch import ARGUMENT
 from .exceptions import ConnectError
 from .execution import call, execute
-from .options import SendingOptions, merged_with_class
+from .options import RUNNING_NAMES, SendingOptions, merged_with_class
 from .wire import summary_of
 
 ON_MISSING = ("discard", "retry", "fail")
@@ -88,16 +89,7 @@ class ReceiverTask(DjangoTask):  # type: ignore[type-arg]
         """
         super().on_bound(app)
         merged_with_class(SendingOptions(), cls, str(cls.name))
-        if not isinstance(cls.atomic, bool):
-            raise ConnectError(f"task {cls.name}: atomic={cls.atomic!r} cannot be; it must be True or False.")
-        if cls.on_missing not in ON_MISSING:
-            raise ConnectError(
-                f"task {cls.name}: on_missing={cls.on_missing!r} cannot be; it must be one of {ON_MISSING}."
-            )
-        if not _are_names(cls.former_names):
-            raise ConnectError(
-                f"task {cls.name}: former_names={cls.former_names!r} cannot be; it must be a list of names."
-            )
+        check_running({name: getattr(cls, name) for name in RUNNING_NAMES}, f"task {cls.name}")
         # app.tasks would finish loading the app while it is still making this very task.
         for name in cls.former_names:
             app._tasks.setdefault(name, app._tasks[cls.name])  # type: ignore[attr-defined]
@@ -106,6 +98,29 @@ class ReceiverTask(DjangoTask):  # type: ignore[type-arg]
 
 def _are_names(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
+
+
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "atomic": (lambda value: isinstance(value, bool), "True or False"),
+    "on_missing": (lambda value: value in ON_MISSING, " or ".join(map(repr, ON_MISSING))),
+    "former_names": (_are_names, "a list of names"),
+}
+
+
+def check_running(given: Mapping[str, Any], where: str) -> None:
+    """Check the running options among a task's options.
+
+    Args:
+        given: options of a task, of any kind.
+        where: what to call the place in an error.
+
+    Raises:
+        ConnectError: for a value that cannot be.
+    """
+    for name in RUNNING_NAMES:
+        accepts, wanted = _RULES[name]
+        if name in given and not accepts(given[name]):
+            raise ConnectError(f"{where}: {name}={given[name]!r} cannot be; it must be {wanted}.")
 
 
 def _let_events_pass(cls: Any) -> None:

@@ -138,9 +138,9 @@ def parse(text: str) -> Envelope:
 
 def _from_body(body: dict[str, Any]) -> Envelope:
     kwargs = {_text(name): node for name, node in body["kwargs"]}
-    if not isinstance(body["objects"], list) or not isinstance(body["context"], dict):
-        raise DecodeError("The envelope's objects or context are of the wrong type.")
     chain = tuple(_text(step) for step in body["chain"])
+    if not isinstance(body["objects"], list) or not isinstance(body["context"], dict) or not chain:
+        raise DecodeError("The envelope's objects, context or chain are not what they must be.")
     event = Event(
         id=_text(body["id"]),
         signal_name=_text(body["signal"]),

@@ -154,6 +154,26 @@ def test_unknown_queue_stops_no_other_message(celery_app: Celery, receiving: Rec
     assert 1 == len(arrived(broker))
 
 
+@each_broker("rabbitmq")
+def test_queue_declared_otherwise_stops_no_other_message(
+    celery_app: Celery, receiving: Receiving, broker: Broker
+) -> None:
+    """A queue that exists with other arguments loses its own events, and leaves the broker in use for all others."""
+    queue = Queue(broker.queue_named("short"), queue_arguments={"x-max-length": 5})
+    with broker.connection() as connection, connection.channel() as channel:
+        queue(channel).declare()
+    receiving(doorbell, queue=queue.name)
+    receiving(post_save, sender=Tag)
+
+    with hearing(event_lost) as lost:
+        for _ in range(2):
+            doorbell.send(sender=None)
+            Tag.objects.create(name="new")
+
+    assert ["PreconditionFailed"] * 2 == [type(told["error"].__cause__).__name__ for told in lost]
+    assert 2 == len(arrived(broker, 2))
+
+
 @each_broker
 def test_always_eager_needs_no_broker(celery_app: Celery, receiving: Receiving, broker: Broker) -> None:
     """With task_always_eager nothing goes to the broker; the receiver runs after the commit."""

@@ -161,6 +161,22 @@ def test_on_commit_straight_from_a_coroutine(celery_app: Celery, receiving: Rece
 
 
 @pytest.mark.django_db(transaction=True)
+def test_on_commit_from_a_coroutine_inside_a_transaction(celery_app: Celery, receiving: Receiving) -> None:
+    """What a coroutine sends whose thread has a transaction open waits for that (H24, H33)."""
+    receiving(closing_time)
+
+    async def close() -> None:
+        closing_time.send(sender="door")
+
+    with transaction.atomic():
+        asyncio.run(close())
+        inside = take(celery_app)
+
+    assert [] == inside
+    assert 1 == len(take(celery_app))
+
+
+@pytest.mark.django_db(transaction=True)
 def test_on_commit_straight_from_a_coroutine_never_raises(outage: PublishError, receiving: Receiving) -> None:
     """A failure is no more raised into a coroutine than into a request (H24, H31)."""
     receiving(closing_time)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from amqp.exceptions import NotAllowed, PreconditionFailed
 from celery import Celery
 from celery.exceptions import QueueNotFound
 from django.test import override_settings
@@ -302,7 +303,14 @@ def test_cancelled_work_is_not_published(celery_app: Celery) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [OperationalError("away"), ConnectionRefusedError("refused"), TimeoutError("slow"), OSError("no route")]
+    "error",
+    [
+        OperationalError("away"),
+        ConnectionRefusedError("refused"),
+        TimeoutError("slow"),
+        OSError("no route"),
+        NotAllowed("no such vhost"),
+    ],
 )
 def test_outage_opens_the_breaker(celery_app: Celery, own: Publisher, error: Exception) -> None:
     """An error that speaks of the broker is raised as PublishError, and keeps the next callers away (H31)."""
@@ -314,7 +322,15 @@ def test_outage_opens_the_breaker(celery_app: Celery, own: Publisher, error: Exc
 
 
 @pytest.mark.parametrize("url", ["memory://", "redis://127.0.0.1", "amqp://127.0.0.1"])
-@pytest.mark.parametrize("error", [QueueNotFound("no such queue"), TypeError("not JSON"), SystemExit(3)])
+@pytest.mark.parametrize(
+    "error",
+    [
+        QueueNotFound("no such queue"),
+        PreconditionFailed("another queue of that name"),
+        TypeError("not JSON"),
+        SystemExit(3),
+    ],
+)
 def test_message_error_leaves_the_breaker_closed(
     celery_app: Celery, own: Publisher, error: BaseException, url: str
 ) -> None:
@@ -326,6 +342,15 @@ def test_message_error_leaves_the_breaker_closed(
     published: list[Any] = []
     own.publish(celery_app, published.append)
     assert 1 == len(published)
+
+
+def test_transport_that_is_not_installed(celery_app: Celery, own: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker whose client library is missing is a PublishError like any other, with the reason (H31)."""
+    celery_app.conf.broker_url = "redis://127.0.0.1"
+    monkeypatch.setattr("kombu.transport.redis.redis", None)
+
+    with pytest.raises(PublishError, match="ImportError: Missing redis library"):
+        own.publish(celery_app, lambda producer: producer.channel)
 
 
 def test_message_error_closes_the_breaker(celery_app: Celery, own: Publisher, clock: SimpleNamespace) -> None:
