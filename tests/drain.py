@@ -13,7 +13,7 @@ from kombu import Queue
 
 from django_celery_signals.dispatch import ARGUMENT
 from tests.brokers import Broker
-from tests.processes import wait_until
+from tests.waiting import wait_until
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

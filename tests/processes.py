@@ -7,12 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from django.db import connections
 
@@ -20,21 +19,9 @@ from tests import run
 from tests.brokers import Broker
 from tests.project.celery import GIVEN_SETTINGS
 from tests.settings import GIVEN_DATABASES
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
-PAUSE = 0.02  # seconds between two looks
-
-T = TypeVar("T")
-
-
-def wait_until(condition: Callable[[], T], *, timeout: float = 20, what: str = "the condition") -> T:
-    """Return the condition's first true value; fail the test when there is none within that many seconds."""
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"Waited {timeout} seconds for {what}, in vain.")
-        time.sleep(PAUSE)
-    return value
 
 
 def environment(broker: Broker | None = None, settings: Mapping[str, Any] | None = None) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 from django.dispatch import Signal
 
 from django_celery_signals import connect, disconnect
-from tests.processes import wait_until
+from tests.waiting import wait_until
 
 VARIABLE = "DCS_TESTS_REPORTS"  # names the file, in the environment of those processes
 

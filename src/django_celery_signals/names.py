@@ -22,7 +22,7 @@ _given: dict[str, Signal] = {}  # name -> signal, as told by ``signal_name=`` or
 _chosen: WeakKeyDictionary[Signal, str] = WeakKeyDictionary()  # the same, the other way round
 _places_of_signals: WeakKeyDictionary[Signal, set[str]] = WeakKeyDictionary()
 _scanned: dict[str, Any] = {}  # modules looked through, by name
-_scanned_count = -1
+_scanned_until: tuple[int, str] | None = None
 _lock = Lock()
 
 
@@ -49,12 +49,17 @@ def path_of(thing: Any) -> str | None:
 
 def place_of(thing: Any) -> str | None:
     """Return the name under which some imported module holds this very object, or None."""
-    place = _objects(len(sys.modules)).get(id(thing))
+    place = _objects(_newest_module()).get(id(thing))
     return place if place is not None and find(place) is thing else None
 
 
+def _newest_module() -> tuple[int, str]:
+    """Return what changes whenever a module is imported, also when another one went away."""
+    return len(sys.modules), next(reversed(sys.modules))
+
+
 @lru_cache(maxsize=1)
-def _objects(module_count: int) -> dict[int, str]:
+def _objects(newest_module: tuple[int, str]) -> dict[int, str]:
     """Return where modules hold objects that are neither plain values nor found by a name of their own."""
     places: dict[int, str] = {}
     for module_name, module in list(sys.modules.items()):
@@ -132,10 +137,10 @@ def _preference(path: str) -> tuple[bool, bool, int, str]:
 
 def _scan() -> None:
     """Note the signals of the modules imported since the last time."""
-    global _scanned_count
-    if len(sys.modules) == _scanned_count:
+    global _scanned_until
+    if _newest_module() == _scanned_until:
         return
-    _scanned_count = len(sys.modules)
+    _scanned_until = _newest_module()
     for name, module in list(sys.modules.items()):
         if _scanned.get(name) is not module:
             for value, path in _held_by(name, module):

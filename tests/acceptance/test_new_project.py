@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.processes import Process, Processes, wait_until
+from tests.processes import Process, Processes
+from tests.waiting import wait_until
 
 CELERY = """
     import os

@@ -10,9 +10,10 @@ from django.utils import timezone, translation
 from tests import worker_tasks
 from tests.brokers import Broker
 from tests.parameters import each_worker_broker
-from tests.processes import Process, Processes, wait_until
+from tests.processes import Process, Processes
 from tests.reports import Reports, connected
 from tests.shop.models import Tag
+from tests.waiting import wait_until
 from tests.worker_tasks import (
     die_once,
     doorbell,

@@ -11,9 +11,10 @@ from django.utils import timezone, translation
 from tests import worker_tasks
 from tests.brokers import Broker
 from tests.parameters import each_worker_broker
-from tests.processes import Processes, wait_until
+from tests.processes import Processes
 from tests.reports import Reports, connected
 from tests.shop.models import Customer, Tag
+from tests.waiting import wait_until
 from tests.worker_tasks import doorbell, look_around, wait_a_moment
 
 pytestmark = pytest.mark.django_db(transaction=True)

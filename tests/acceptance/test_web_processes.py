@@ -12,8 +12,9 @@ import pytest
 from tests.brokers import Broker
 from tests.drain import arrived
 from tests.parameters import each_worker_broker
-from tests.processes import Process, Processes, environment, wait_until
+from tests.processes import Process, Processes, environment
 from tests.shop.models import Customer, Order
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -32,10 +32,10 @@ from tests.brokers import Broker
 from tests.drain import drain, take
 from tests.parameters import each_broker, each_database, needs
 from tests.peers import Peer, in_front_of, settings_through
-from tests.processes import wait_until
 from tests.project.celery import configure, disconnect
 from tests.receiving import Receiving, hearing
 from tests.shop.models import Customer, Order, RushOrder, Tag
+from tests.waiting import wait_until
 
 TIMEOUT = 0.5
 BOUND = 3 * TIMEOUT

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync
 from celery import Celery
 from celery.signals import before_task_publish
 from django.contrib.auth.signals import user_login_failed
@@ -161,15 +162,16 @@ def test_on_commit_straight_from_a_coroutine(celery_app: Celery, receiving: Rece
 
 
 @pytest.mark.django_db(transaction=True)
-def test_on_commit_from_a_coroutine_inside_a_transaction(celery_app: Celery, receiving: Receiving) -> None:
-    """What a coroutine sends whose thread has a transaction open waits for that (H24, H33)."""
+@pytest.mark.parametrize("send", ["asend", "asend_robust"])
+def test_on_commit_from_a_coroutine_inside_a_transaction(celery_app: Celery, receiving: Receiving, send: str) -> None:
+    """What a coroutine sends with asend() waits for the transaction of the code that runs the coroutine (H24, H33)."""
     receiving(closing_time)
 
     async def close() -> None:
-        closing_time.send(sender="door")
+        await getattr(closing_time, send)(sender="door")
 
     with transaction.atomic():
-        asyncio.run(close())
+        async_to_sync(close)()
         inside = take(celery_app)
 
     assert [] == inside

@@ -121,7 +121,7 @@ def test_a_search_in_vain_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> No
     signal_name(signal)
     monkeypatch.setattr(names, "_held_by", lambda name, module: pytest.fail("searched again"))
     assert signal_name(signal) == ""
-    monkeypatch.setattr(names, "_scanned_count", -1)
+    monkeypatch.setattr(names, "_scanned_until", None)
     assert signal_name(signal) == ""
 
 

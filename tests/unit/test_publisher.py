@@ -20,7 +20,7 @@ from kombu.exceptions import OperationalError
 from django_celery_signals import PublishError, PublishTimeout
 from django_celery_signals import publisher as module
 from django_celery_signals.publisher import Breaker, Line, Publisher, connection_for, project_app, publisher
-from tests.processes import wait_until
+from tests.waiting import wait_until
 
 TIMEOUT = 0.3
 SHORT = override_settings(DJANGO_CELERY_SIGNALS={"PUBLISH_TIMEOUT": TIMEOUT})
