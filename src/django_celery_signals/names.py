@@ -143,19 +143,21 @@ def _scan() -> None:
     _scanned_until = _newest_module()
     for name, module in list(sys.modules.items()):
         if _scanned.get(name) is not module:
-            for value, path in _held_by(name, module):
-                if issubclass(type(value), Signal):  # not isinstance(), which evaluates lazy objects
-                    _places_of_signals.setdefault(value, set()).add(path)
-            if not getattr(getattr(module, "__spec__", None), "_initializing", False):
-                _scanned[name] = module
+            _note_signals(name, module)
+
+
+def _note_signals(module_name: str, module: Any) -> None:
+    for value, path in _held_by(module_name, module):
+        if issubclass(type(value), Signal):  # not isinstance(), which evaluates lazy objects
+            _places_of_signals.setdefault(value, set()).add(path)
+    if not getattr(getattr(module, "__spec__", None), "_initializing", False):
+        _scanned[module_name] = module
 
 
 def _held_by(module_name: str, module: Any) -> Iterator[tuple[Any, str]]:
     """Yield what a module holds, by itself or in a class or dictionary of its, and under which name."""
     for name, value in list(getattr(module, "__dict__", {}).items()):
         yield value, f"{module_name}:{name}"
-        if type(value) is dict or issubclass(type(value), type):
-            items = value if type(value) is dict else vars(value)
-            for key, inner in list(items.items()):
-                if type(key) is str and "." not in key:
-                    yield inner, f"{module_name}:{name}.{key}"
+        items = value if type(value) is dict else vars(value) if issubclass(type(value), type) else {}
+        inner = [(key, item) for key, item in list(items.items()) if type(key) is str and "." not in key]
+        yield from ((item, f"{module_name}:{name}.{key}") for key, item in inner)
