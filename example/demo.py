@@ -18,7 +18,7 @@ the last line:
   sent        events that signals handed to the broker, one for each receiver
   received    of these, the events whose receiver ran in the worker, or found its flight deleted
   lost        events that no worker ever received
-  failed      receivers that gave up with an error
+  failed      receivers that gave up with an error, and this run itself when it was cut short
   mismatches  numbers that differ from what one SQL query over the flights says, and events of rolled-back transactions
 
   The exit code is 0 only if the last three are 0.

@@ -43,11 +43,9 @@ def run(options: Options, home: Path) -> Tally:
             compare(tally, worker)
             if options.serve:
                 serve(options.port, home, worker)
-    except processes.ProcessDied as error:
-        print(error)
-        tally.failed += 1
-    except KeyboardInterrupt:
-        print("\nInterrupted.")
+    except (processes.ProcessDied, KeyboardInterrupt) as error:
+        print(str(error) or "\nInterrupted.")
+        count(tally)
         tally.failed += 1
     finally:
         environment.delete_queue()
@@ -68,6 +66,7 @@ def load(limit: int | None, tally: Tally, worker: processes.Child) -> None:
     played, progress = week.Week(rows), Progress("loading", "flights")
     with tally.counting():
         for loaded in played.play():
+            tally.saved = played.saved
             worker.check()
             progress.show(loaded, len(rows))
     progress.finish()
@@ -89,11 +88,16 @@ def wait(tally: Tally, worker: processes.Child) -> None:
     progress.finish()
 
 
-def compare(tally: Tally, worker: processes.Child) -> None:
-    """Count the receipts, compare what the receivers wrote with what it must be, and explain any difference."""
+def count(tally: Tally) -> None:
+    """Count the receipts."""
     receipts = dict(Receipt.objects.values_list("event_id", "outcome"))
     tally.received = set(receipts)
     tally.failed = sum(outcome == "failed" for outcome in receipts.values())
+
+
+def compare(tally: Tally, worker: processes.Child) -> None:
+    """Compare what the receivers wrote with what it must be, and explain any difference."""
+    count(tally)
     ghosts = tally.received - tally.sent - tally.refused
     tally.mismatches = [f"event {event_id} was received, but never committed" for event_id in sorted(ghosts)]
     for statistic in STATISTICS:
