@@ -7,7 +7,7 @@ default. So every spelling of a task has the same two: the task's :class:`Target
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import MethodType
 from typing import Any
 
@@ -152,6 +152,22 @@ def _send(target: Target, options: SendingOptions, sending: Sending) -> None:
         return
     audit = options.guarantee is None and sending.signal in AUDIT_SIGNALS
     dispatch(envelope, options.guarantee or conf.get().GUARANTEE, _of_apply_async(options), audit=audit)
+
+
+def each_signal(signal: Any) -> list[Signal]:
+    """Return the signals that one argument names.
+
+    Raises:
+        ConnectError: for anything else, as when the decorator's parentheses were forgotten.
+    """
+    signals = list(signal) if isinstance(signal, Iterable) and not isinstance(signal, str) else [signal]
+    for one in signals or [signal]:
+        if not isinstance(one, Signal):
+            raise ConnectError(
+                f"{one!r} is not a django.dispatch.Signal. Give a signal, or a list of signals, as the first argument: "
+                "@receiver_task(post_save, sender=...)."
+            )
+    return signals
 
 
 def check_signal(signal: Signal, receiver: str) -> None:

@@ -167,6 +167,14 @@ class Encoder:
         """Return the JSON of each of some values."""
         return [self.encode(value) for value in values]
 
+    def key(self, value: Any) -> Any:
+        """Return the JSON of a dictionary's key or a set's member; of one that has lost its hash, a stand-in's."""
+        try:
+            hash(value)
+        except Exception:  # such as a model instance that was deleted since
+            return self.replace(Unencodable(value, "it is a key, or a member of a set, and has no hash any more"))
+        return self.encode(value)
+
 
 _SCALARS = frozenset({type(None), bool, int, str, float})
 _MAX_DIGITS_BITS = 4096  # Python's own limit on reading an int back from text is 4300 digits
@@ -274,7 +282,7 @@ def known(value: Any, name: str | None, reason: str) -> str:
 
 def pairs(value: Any, encoder: Encoder) -> list[Any]:
     """Return the items of a dictionary whose keys need not be strings."""
-    return [[encoder.encode(key), encoder.encode(item)] for key, item in dict.items(value)]
+    return [[encoder.key(key), encoder.encode(item)] for key, item in dict.items(value)]
 
 
 def from_pairs(payload: Any, decoder: Decoder) -> list[tuple[Any, Any]]:

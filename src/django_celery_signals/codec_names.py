@@ -146,8 +146,10 @@ def _subclass(value: Any, encoder: Encoder) -> list[Any]:
         )
     if base is dict:
         plain: Any = pairs(value, encoder)
-    elif base in (list, tuple, set, frozenset):
+    elif base in (list, tuple):
         plain = encoder.all(base.__iter__(value))
+    elif base in (set, frozenset):
+        plain = [encoder.key(member) for member in base.__iter__(value)]
     else:
         plain = encoder.strictly(_PLAIN[base](value))
     return [_path(cls, encoder), base.__name__, plain, encoder.encode(dict(getattr(value, "__dict__", {})))]

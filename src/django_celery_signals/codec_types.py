@@ -53,7 +53,7 @@ register(
 
 def _in_order(value: Any, encoder: Encoder) -> list[Any]:
     """Give a set a stable order: where its members do not compare, that of their JSON, which takes longer."""
-    members = encoder.all(value)
+    members = [encoder.key(member) for member in value]
     try:
         return sorted(members)
     except TypeError:

@@ -96,26 +96,27 @@ def write(
         sender=sender,
         kwargs=kwargs,
         objects=encoder.objects,
-        changes=encoder.encode(_changes(sending, changed)),
+        changes=_changes(sending, changed or (), encoder),
         context=_context(),
     )
 
 
-def _changes(sending: Sending, changed: Iterable[str] | None) -> dict[str, list[Any]]:
+def _changes(sending: Sending, changed: Iterable[str], encoder: InstanceEncoder) -> dict[str, list[Any]]:
+    """Return the JSON of the old and new values of fields, each as its field would carry it."""
     instance = as_instance(sending.kwargs.get("instance"))
-    if changed is None or instance is None:
-        return {}
-    return {
-        name: [_SECRET, _SECRET] if _is_secret(instance, name) else list(pair)
-        for name, pair in changes_of(instance, changed).items()
-    }
+    found: dict[str, list[Any]] = {}
+    if instance is None:
+        return found
+    for name, pair in changes_of(instance, changed).items():
+        field: Any = instance._meta.get_field(name)
+        secret = is_sensitive(type(instance), field)
+        found[name] = [
+            encoder.encode(_SECRET) if secret else encoder.of_field(field, instance, value) for value in pair
+        ]
+    return found
 
 
 _SECRET = standins.Unavailable("value", "its field is sensitive")
-
-
-def _is_secret(instance: Model, name: str) -> bool:
-    return is_sensitive(type(instance), instance._meta.get_field(name))  # type: ignore[arg-type]
 
 
 def _is_raw_request(sending: Sending, value: Any) -> bool:

@@ -9,24 +9,26 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from django.apps import apps
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ImproperlyConfigured, ObjectDoesNotExist
-from django.db import connections, models
-from django.db.models.fields.files import FieldFile
+from django.core.files import File
+from django.db import connections, models, router
 from django.utils.functional import LazyObject
 
 from . import conf
 from .codec import TAG, Decoder, Encoder, Unencodable, exactly, register, register_transparent
-from .exceptions import DecodeError, DetachedInstance, InstanceMissing, NotCarried
+from .detached import detach, forbidden_of, is_detached
+from .exceptions import DecodeError, InstanceMissing
+from .fields import Field, is_equal, is_expression, to_text
+from .standins import Unavailable
 
 Entry = dict[str, Any]
 
 #: A field whose name holds one of these words never travels in a snapshot; ``SENSITIVE_FIELDS`` names more.
-SENSITIVE_WORDS = re.compile("password|passwd|passphrase|secret|token|api_?key|private_key|credential")
+SENSITIVE_WORDS = re.compile("password|passwd|passphrase|secret|token|api_?key|private_?key|credential")
 
 
 class InstanceEncoder(Encoder):
@@ -42,28 +44,32 @@ class InstanceEncoder(Encoder):
         """
         super().__init__(replace)
         self.snapshot, self.users_too = snapshot, users_too
+        self.rows: dict[tuple[Any, ...], list[tuple[int, models.Model]]] = {}  # row -> what is in the table of it
 
     def index(self, instance: models.Model) -> int:
         """Return the place of an instance in the table, entering it when it is new.
 
-        Two objects of one row are one entry while their loaded fields agree. When they differ, one of them is an
-        earlier or unsaved state, which a reference would lose: both become snapshots.
+        Two objects of one row are one entry while they are alike. When their values differ, one of them is an earlier
+        or unsaved state, which a reference would lose: both become snapshots, except of users.
         """
-        if id(instance) in self.seen:
-            return self.seen[id(instance)][0]
+        if id(instance) not in self.seen:
+            self.seen[id(instance)] = (self._enter(instance), instance)
+        return self.seen[id(instance)][0]
+
+    def _enter(self, instance: models.Model) -> int:
         entry = self._entry(instance)
-        identity = None if "fields" in entry and entry["fields"]["adding"] else _identity(instance)
-        twin_at, twin = (self.seen.get(identity) if identity else None) or _NOBODY
-        if twin_at is not None and _agree(instance, twin):
-            self.seen[id(instance)] = (twin_at, instance)
-            return twin_at
-        if twin_at is not None:
-            self.objects[twin_at].setdefault("fields", self._fields(twin))
-            entry.setdefault("fields", self._fields(instance))
+        is_row = entry["pk"] is not None and not instance._state.adding
+        twins = self.rows.setdefault(_row(instance, entry), []) if is_row else []
+        may_hold = self.users_too or not is_user(type(instance))  # a user's snapshot would hold less than the row
+        for at, twin in twins:
+            if may_hold and not _agree(instance, twin):
+                self._hold(entry, instance)
+                self._hold(self.objects[at], twin)
+        for at, _ in twins:
+            if json.dumps(self.objects[at]) == json.dumps(entry):  # tells True from 1
+                return at
         self.objects.append(entry)
-        self.seen[id(instance)] = (len(self.objects) - 1, instance)
-        if identity:
-            self.seen.setdefault(identity, self.seen[id(instance)])
+        twins.append((len(self.objects) - 1, instance))
         return len(self.objects) - 1
 
     def _entry(self, instance: models.Model) -> Entry:
@@ -74,38 +80,54 @@ class InstanceEncoder(Encoder):
             installed = False
         if not installed:
             raise Unencodable(instance, "its class is not the installed model of that name")
-        entry = {"model": cls._meta.label, "pk": self._pk(instance), "db": instance._state.db}
+        entry: Entry = {"model": cls._meta.label, "pk": None, "db": instance._state.db}
         if self.snapshot or instance._state.adding or is_detached(instance) or not _has_pk(instance):
-            entry["fields"] = self._fields(instance)
+            self._hold(entry, instance)
         elif deferred := instance.get_deferred_fields():
             entry["deferred"] = sorted(deferred)
-        return entry
+        return {**entry, "pk": self._pk(instance, entry)}
 
-    def _pk(self, instance: models.Model) -> Any:
+    def _hold(self, entry: Entry, instance: models.Model) -> None:
+        """Make an entry a snapshot, if it is none yet."""
+        if "fields" not in entry:
+            entry["fields"] = self._fields(instance)
+
+    def _pk(self, instance: models.Model, entry: Entry) -> Any:
+        if not _has_pk(instance):
+            return None
+        replace, self.replace = self.replace, _refuse  # a stand-in finds no row
         fields = type(instance)._meta.pk_fields
-        parts = [self._value(field, instance, getattr(instance, field.attname)) for field in fields]
-        return {TAG: "tuple", "v": parts} if isinstance(instance.pk, tuple) else parts[0]
+        try:
+            parts = [self.of_field(field, instance, getattr(instance, field.attname)) for field in fields]
+        except Unencodable as error:
+            if "fields" in entry:
+                return None
+            raise Unencodable(instance, f"its primary key cannot be carried: {error.reason}") from error
+        finally:
+            self.replace = replace
+        return {TAG: "tuple", "v": parts} if len(parts) > 1 else parts[0]
 
     def _fields(self, instance: models.Model) -> Entry:
         """Return what a snapshot holds: values, and the names of what was left out or is not known."""
-        cls, loaded = type(instance), instance.__dict__
+        cls, loaded, withheld = type(instance), instance.__dict__, forbidden_of(instance)
         values: dict[str, Any] = {}
         forbidden, unset = [], []
         only_pk = not self.users_too and is_user(cls)
         for field in cls._meta.concrete_fields:
-            name = field.attname
-            if is_sensitive(cls, field) or (only_pk and not _is_pk(cls, field)):
+            name, is_pk = field.attname, _is_pk(cls, field)
+            if is_sensitive(cls, field) or (only_pk and not is_pk) or (name in withheld and name not in loaded):
                 forbidden.append(name)
             elif name not in loaded:
                 continue  # deferred: stays deferred
-            elif isinstance(loaded[name], models.expressions.DatabaseDefault):
+            elif type(loaded[name]) is models.expressions.DatabaseDefault:
                 unset.append(name)
-            elif not hasattr(loaded[name], "resolve_expression"):  # F() and the like: only the database knows
-                values[name] = self._value(field, instance, loaded[name])
+            elif is_pk or not is_expression(loaded[name]):  # F() and the like, of which only the database knows
+                values[name] = self.of_field(field, instance, loaded[name])  # without a pk, nothing could be loaded
         return {"values": values, "forbidden": forbidden, "unset": unset, "adding": instance._state.adding}
 
-    def _value(self, field: models.Field[Any, Any], instance: models.Model, value: Any) -> Any:
-        if isinstance(value, FieldFile):
+    def of_field(self, field: Field, instance: models.Model, value: Any) -> Any:
+        """Return the JSON of a value that a field of an instance has, or had."""
+        if isinstance(field, models.FileField) and issubclass(type(value), File):
             value = value.name
         replace, self.replace = self.replace, _refuse  # an inner value without a JSON form is the field's to carry, too
         try:
@@ -116,45 +138,40 @@ class InstanceEncoder(Encoder):
         finally:
             self.replace = replace
 
-    def _by_field(self, field: models.Field[Any, Any], instance: models.Model, value: Any, error: Unencodable) -> Any:
-        """Let the field itself put its value into text, as it does for fixtures."""
-        label = type(instance)._meta.label
+    def _by_field(self, field: Field, instance: models.Model, value: Any, error: Unencodable) -> Any:
+        """Let the field itself put its value into text, as it does for fixtures, if it reads the same from there."""
         try:
-            if isinstance(field, models.JSONField):
-                text = json.dumps(value, cls=field.encoder)
-            else:
-                text = field.value_to_string(instance)
+            text = to_text(field, instance, value)
         except Exception:  # a field class of the project's own may raise anything
+            text = None
+        if text is None:
             return self.replace(error)
-        return {TAG: "field", "v": [label, field.attname, text]}
+        return {TAG: "field", "v": [type(instance)._meta.label, field.attname, text]}
 
 
 def _refuse(error: Unencodable) -> Any:
     raise error
 
 
-_NOBODY: tuple[int | None, Any] = (None, None)
-
-
-def _identity(instance: models.Model) -> tuple[Any, ...] | None:
-    try:
-        hash(instance.pk)
-    except TypeError:
-        return None
-    return (type(instance), instance.pk, instance._state.db)
-
-
 def _agree(one: models.Model, other: models.Model) -> bool:
-    names = [field.attname for field in type(one)._meta.concrete_fields]
-    return all(one.__dict__.get(name) == other.__dict__.get(name) for name in names)
+    """Tell whether two objects of a row, perhaps of a parent's and a child's class, are equal in what both hold."""
+    mine, others = one.__dict__, other.__dict__
+    names = (field.attname for field in type(one)._meta.concrete_fields)
+    return all(is_equal(mine[name], others[name]) for name in names if name in mine and name in others)
+
+
+def _row(instance: models.Model, entry: Entry) -> tuple[Any, ...]:
+    """Identify a row, also where a proxy or a child is another class of it."""
+    model: Any = type(instance)._meta.concrete_model
+    return (model, *model._meta.get_parent_list())[-1], json.dumps(entry["pk"]), entry["db"]
 
 
 def _has_pk(instance: models.Model) -> bool:
-    pk = instance.pk
-    return pk is not None and not (isinstance(pk, tuple) and None in pk)
+    parts = [getattr(instance, field.attname) for field in type(instance)._meta.pk_fields]
+    return not any(part is None or is_expression(part) for part in parts)
 
 
-def _is_pk(cls: type[models.Model], field: models.Field[Any, Any]) -> bool:
+def _is_pk(cls: type[models.Model], field: Field) -> bool:
     return field.primary_key or field in cls._meta.pk_fields
 
 
@@ -166,13 +183,14 @@ def is_user(cls: type[models.Model]) -> bool:
         return False
 
 
-def is_sensitive(cls: type[models.Model], field: models.Field[Any, Any]) -> bool:
+def is_sensitive(cls: type[models.Model], field: Field) -> bool:
     """Tell whether a field's value must not travel in a snapshot."""
     if SENSITIVE_WORDS.search(field.name.lower()) and not _is_pk(cls, field):
         return True
     given = conf.get().SENSITIVE_FIELDS
     metas = filter(None, (getattr(base, "_meta", None) for base in cls.__mro__))
-    own = {field.name, field.attname, *(f"{meta.label}.{field.name}" for meta in metas)}
+    names = (field.name, field.attname)
+    own = {*names, *(f"{meta.label}.{name}" for meta in metas for name in names)}
     return not own.isdisjoint(given)
 
 
@@ -185,31 +203,6 @@ def as_instance(value: Any) -> models.Model | None:
 
 register_transparent(models.Model, lambda value, encoder: {TAG: "obj", "v": encoder.index(value)})  # type: ignore[attr-defined]
 register("instance", tag="obj", encode=lambda v, _: v, decode=lambda p, d: d.instance(p))
-
-
-def _from_field(payload: Any, _: Decoder) -> Any:
-    label, attname, text = payload
-    field = next(f for f in apps.get_model(label)._meta.concrete_fields if f.attname == attname)
-    if isinstance(field, models.JSONField):
-        return json.loads(text, cls=field.decoder)
-    return getattr(field, "output_field", field).to_python(text)
-
-
-register("field", tag="field", encode=lambda v, _: v, decode=_from_field)
-register(
-    FieldFile,
-    tag="fieldfile",
-    encode=lambda v, e: [e.strictly(v.instance), v.field.name, v.name],
-    decode=lambda p, d: _file(d.decode(p[0]), p[1], p[2]),
-    subclasses=True,
-)
-
-
-def _file(instance: models.Model, field_name: str, name: str | None) -> FieldFile:
-    field: Any = type(instance)._meta.get_field(field_name)
-    file: FieldFile = field.attr_class(instance, field, name)
-    return file
-
 
 # Back to instances -----------------------------------------------------------------------------------------------
 
@@ -236,13 +229,16 @@ def instance_from(entry: Any, decoder: Decoder) -> models.Model:
 def fetch(model: type[models.Model], pk: Any, alias: str | None, deferred: Any = ()) -> models.Model:
     """Fetch a row again, past any manager that would hide it, from the very database it was sent from."""
     known = {field.attname for field in model._meta.concrete_fields}
+    alias = alias or router.db_for_write(model)  # not for_read: a replica may lag behind
     try:
-        return models.QuerySet(model, using=alias).defer(*known.intersection(deferred)).get(pk=pk)
+        rows: models.QuerySet[Any] = models.QuerySet(model, using=alias)
+        instance: models.Model = rows.defer(*known.intersection(deferred)).get(pk=pk)
     except ObjectDoesNotExist:
         raise InstanceMissing(
             f"{model._meta.label} pk={pk!r} no longer exists in the database {alias!r}. The task's on_missing= says "
             "what happens then; instance='snapshot' carries the values instead."
         ) from None
+    return instance
 
 
 def rebuild(model: type[models.Model], alias: str | None, snapshot: Any, decoder: Decoder) -> models.Model:
@@ -251,45 +247,13 @@ def rebuild(model: type[models.Model], alias: str | None, snapshot: Any, decoder
     Fields that the model has gained since are deferred, fields it has lost are ignored.
     """
     nodes, unset = exactly(snapshot["values"], dict), set(snapshot["unset"])
-    known = [field for field in model._meta.concrete_fields if field.attname in nodes or field.attname in unset]
-    values = {field.attname: decoder.decode(nodes[field.attname]) for field in known if field.attname in nodes}
-    instance = model.from_db(
-        alias,
-        [field.attname for field in known],
-        [values[field.attname] if field.attname in values else field.get_default() for field in known],
-    )
+    fields = {field.attname: field for field in model._meta.concrete_fields}
+    values = {name: decoder.decode(nodes[name]) for name in fields if name in nodes}
+    absent = {name: value for name, value in values.items() if type(value) is Unavailable}
+    known = [name for name in fields if name in values.keys() - absent.keys() or name in unset]
+    made = [values[name] if name in values else fields[name].get_default() for name in known]
+    instance = model.from_db(alias, known, made)
+    instance.__dict__.update(absent)  # only now: the descriptors of fields, such as a foreign key's, compare values
     instance._state.adding = bool(snapshot["adding"])
     detach(instance, frozenset(snapshot["forbidden"]))
     return instance
-
-
-def detach(instance: models.Model, forbidden: frozenset[str]) -> None:
-    """Make an instance refuse to be written, and to load the fields that were left out on purpose.
-
-    The methods are shadowed on the instance, so that its class stays exactly the sender's; it can still be pickled.
-    """
-    for method in ("save", "save_base", "delete"):
-        instance.__dict__[method] = partial(_refuse_to_write, type(instance)._meta.label)
-    instance.__dict__["refresh_from_db"] = partial(_refresh, instance, forbidden)
-
-
-def _refuse_to_write(label: str, *args: Any, **kwargs: Any) -> Any:
-    raise DetachedInstance(
-        f"This {label} is a snapshot from the moment its signal was sent; saving or deleting it could resurrect or "
-        f"overwrite a row. Fetch the row first: {label.rpartition('.')[2]}.objects.get(pk=instance.pk)."
-    )
-
-
-def _refresh(instance: models.Model, forbidden: frozenset[str], *args: Any, **kwargs: Any) -> None:
-    fields = kwargs.get("fields", args[1] if len(args) > 1 else None)
-    if withheld := forbidden.intersection(fields or ()):
-        raise NotCarried(
-            f"{type(instance)._meta.label}.{min(withheld)} was left out of the snapshot because it is sensitive. Fetch "
-            "the row to read it, or rename the field, or, for the user model, ask for instance='snapshot'."
-        )
-    type(instance).refresh_from_db(instance, *args, **kwargs)
-
-
-def is_detached(instance: models.Model) -> bool:
-    """Tell whether an instance is only a snapshot."""
-    return "save_base" in instance.__dict__

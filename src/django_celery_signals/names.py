@@ -43,8 +43,8 @@ def path_of(thing: Any) -> str | None:
     module, qualname = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
     if not isinstance(module, str) or not isinstance(qualname, str):
         return None
-    path = f"{module}:{qualname}"
-    return path if find(path) is thing else None
+    paths = (f"{module}:{qualname}", f"types:{qualname}")  # only there are some built-in classes, such as NoneType
+    return next((path for path in paths if find(path) is thing), None)
 
 
 def place_of(thing: Any) -> str | None:
@@ -116,7 +116,9 @@ def signal_names(signal: Signal) -> tuple[str, ...]:
 
 
 def short_name(name: str) -> str:
-    """Return the last part of a signal's name, for people."""
+    """Return the last part of a signal's name, for people; nothing of a name that only a connection gave it."""
+    if name.startswith("connection:"):
+        return ""
     return name.rpartition(":")[2].rpartition(".")[2] or name
 
 

@@ -15,9 +15,9 @@ from typing import Any
 from asgiref.sync import iscoroutinefunction
 from django.apps import apps
 from django.db.models import Model
-from django.db.models.signals import ModelSignal, post_save
+from django.db.models.signals import ModelSignal, m2m_changed, post_save
 
-from . import changes, conf
+from . import changes, conf, names
 from .envelope import Sending
 from .exceptions import ConnectError
 from .instances import as_instance
@@ -48,6 +48,18 @@ class SendingOptions:
 NAMES = tuple(field.name for field in fields(SendingOptions) if field.name != "family")
 RUNNING_NAMES = ("atomic", "on_missing", "former_names")
 
+M2M_ACTIONS = ("pre_add", "post_add", "pre_remove", "post_remove", "pre_clear", "post_clear")
+
+# Words a declaration might say in vain, and why.
+REFUSED = {
+    **dict.fromkeys(
+        ("key", "coalesce", "debounce", "ordered", "on_failure"),
+        "is not there yet: it needs deliveries that are kept in a table. Leave it out",
+    ),
+    "weak": "is not needed: what is connected stays connected, whoever holds it. Leave it out",
+    "eta": "would be one moment for all sendings. Use countdown=, in seconds",
+}
+
 
 def read(given: dict[str, Any], where: str) -> SendingOptions:
     """Check options and return them typed.
@@ -65,6 +77,7 @@ def read(given: dict[str, Any], where: str) -> SendingOptions:
                 f"{where}: {name}= belongs to the task, for a worker knows only that. "
                 f"Write it in the decorator: @receiver_task(..., {name}=...)."
             )
+        refuse(name, given[name], where)
         if name not in NAMES:
             raise ConnectError(f"{where}: unknown option {name}=. Sending options are {', '.join(NAMES)}.")
     values: dict[str, Any] = {
@@ -73,8 +86,18 @@ def read(given: dict[str, Any], where: str) -> SendingOptions:
     for name, value in values.items():
         accepts, wanted = _RULES[name]
         if not accepts(value):
-            raise ConnectError(f"{where}: {name}={value!r} cannot be; it must be {wanted}.")
+            raise ConnectError(f"{where}: {name}={given[name]!r} cannot be; it must be {wanted}.")
     return SendingOptions(**values)
+
+
+def refuse(name: str, value: Any, where: str) -> None:
+    """Refuse a word that would be in vain.
+
+    Raises:
+        ConnectError: saying why, and what to do instead.
+    """
+    if name in REFUSED:
+        raise ConnectError(f"{where}: {name}={value!r} {REFUSED[name]}.")
 
 
 _SEVERAL = ("changed", "action", "exclude")
@@ -89,10 +112,15 @@ def _is_seconds(value: Any) -> bool:
 
 
 def _is_sender(value: Any) -> bool:
-    return _is_hashable(value) and (not isinstance(value, str) or value.count(".") == 1)
+    return is_hashable(value) and (not isinstance(value, str) or value.count(".") == 1)
 
 
-def _is_hashable(value: Any) -> bool:
+def _is_coroutine_function(value: Any) -> bool:
+    return iscoroutinefunction(value) or iscoroutinefunction(type(value).__call__)
+
+
+def is_hashable(value: Any) -> bool:
+    """Tell whether a value can be told apart from others by its hash."""
     try:
         hash(value)
     except TypeError:
@@ -107,7 +135,7 @@ def _are_names(value: Any) -> bool:
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "guarantee": (lambda value: value in conf.GUARANTEE_NAMES, " or ".join(map(repr, conf.GUARANTEE_NAMES))),
     "when": (
-        lambda value: callable(value) and _is_hashable(value) and not iscoroutinefunction(value),
+        lambda value: callable(value) and is_hashable(value) and not _is_coroutine_function(value),
         "a function, and no coroutine function",
     ),
     "changed": (_are_names, "a list of field names"),
@@ -149,18 +177,46 @@ def _as_dict(options: SendingOptions) -> dict[str, Any]:
     return {name: value for name in NAMES if (value := getattr(options, name)) is not None}
 
 
-def check_against_signal(options: SendingOptions, signal: Any, sender: Any, where: str) -> None:
+def check_against_signal(options: SendingOptions, signal: Any, senders: list[Any], where: str) -> None:
     """Refuse an option that a signal of Django's can never satisfy.
 
     Raises:
         ConnectError: naming the signal that has what the option asks for.
     """
-    if options.changed and (signal is not post_save or sender is None):
-        raise ConnectError(f"{where}: changed= compares saved values, so it works with post_save and a sender= only.")
+    name = names.short_name(names.signal_name(signal)) or "this signal"
+    if options.changed and (signal is not post_save or any(one is None for one in senders)):
+        raise ConnectError(
+            f"{where}: changed= compares saved values, so it works with post_save and a sender= only; here are {name} "
+            f"and sender={', '.join(map(repr, senders))}."
+        )
     if options.created is not None and never_sends(signal, "created"):
-        raise ConnectError(f"{where}: created= needs a signal that says so, such as post_save; this one never does.")
+        raise ConnectError(
+            f"{where}: created= needs a signal that says so, such as post_save; {name} never does, so "
+            f"created={options.created} would send nothing."
+        )
     if options.action and never_sends(signal, "action"):
-        raise ConnectError(f"{where}: action= needs m2m_changed; this signal has none. created= tells saves apart.")
+        raise ConnectError(
+            f"{where}: action= needs m2m_changed; {name} has none, so action={options.action!r} would send nothing. "
+            "created= tells saves apart."
+        )
+    idle = [pattern for pattern in options.action or () if not fnmatch.filter(M2M_ACTIONS, pattern)]
+    if idle and signal is m2m_changed:
+        raise ConnectError(
+            f"{where}: action={idle[0]!r} matches no action of m2m_changed. There are {', '.join(M2M_ACTIONS)}."
+        )
+
+
+def of_family(options: SendingOptions, sender: Any, where: str) -> SendingOptions:
+    """Return the options for a sender together with its subclasses.
+
+    Raises:
+        ConnectError: for a sender that can have none, and for what is kept per model.
+    """
+    if not isinstance(sender, type):
+        raise ConnectError(f"{where}: subclasses=True needs a class as its sender, but got {sender!r}.")
+    if options.changed:
+        raise ConnectError(f"{where}: changed= keeps values per model; list the models instead of subclasses=True.")
+    return replace(options, family=sender)
 
 
 def lets_through(options: SendingOptions, sending: Sending, receiver: str) -> bool:

@@ -75,6 +75,8 @@ def check_parameters(signal: Signal, name: str, body: Body | None, also: frozens
         found = list(inspect.signature(function).parameters.values())[skip_first:]
     except (TypeError, ValueError) as error:
         raise ConnectError(f"{name}: the parameters of {function!r} cannot be told. Wrap it in a function.") from error
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConnectError(f"{name}: {function!r} is a generator function: called, it runs nothing. Drop the yield.")
     required = [p for p in found if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     for parameter in required:
         if parameter.kind is parameter.POSITIONAL_ONLY:
@@ -83,7 +85,11 @@ def check_parameters(signal: Signal, name: str, body: Body | None, also: frozens
             )
         if never_sends(signal, parameter.name) and parameter.name not in _ALWAYS | also:
             sent = ", ".join(sorted(_SENT[signal] | _ALWAYS | also))
+            remedy = _OF_SELF if parameter.name == "self" else "Give the parameter a default, or drop it."
             raise ConnectError(
                 f"{name}: {names.short_name(names.signal_name(signal))} never sends {parameter.name!r}, which the "
-                f"function requires. It sends {sent}. Give the parameter a default, or drop it."
+                f"function requires. It sends {sent}. {remedy}"
             )
+
+
+_OF_SELF = "Where self is to be the task, add bind=True; a method is no receiver, so move it out of its class."

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
+import inspect
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,11 +14,11 @@ from celery.local import Proxy
 from django.dispatch import Signal
 
 from . import changes, names, options
-from .bridge import Spelling, Target, check_signal, send, target_of
+from .bridge import Spelling, Target, check_signal, each_signal, send, target_of
 from .exceptions import ConnectError
 from .parameters import Body, check_parameters
-from .senders import each_sender, label_of
-from .task import ReceiverTask, check_running
+from .senders import check_model, check_senders, each_sender, label_of, several
+from .task import ReceiverTask, check_declared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +66,7 @@ def receiver_task(
     Raises:
         ConnectError: for a declaration that can never work.
     """
+    signals = each_signal(signal)
     sending = {name: given.pop(name) for name in list(given) if name in options.NAMES}
 
     def declare(function: Any) -> Any:
@@ -76,7 +77,7 @@ def receiver_task(
                 "Give these options where the task is made: in its own decorator, or in the lowest @receiver_task."
             )
         where = {"dispatch_uid": dispatch_uid, "signal_name": signal_name, "subclasses": subclasses}
-        _connect(signal, task, sender, where, sending)
+        _connect(signals, task, sender, where, sending)
         return task
 
     return declare
@@ -137,7 +138,7 @@ def disconnect(
         gone = Signal.disconnect(one, _spelling(name), sender=django_sender, dispatch_uid=uid)
         found.append(gone or known is not None)
 
-    for one in _each_signal(signal):
+    for one in each_signal(signal):
         each_sender(sender, partial(undo, one), f"disconnect({name})", subclasses=subclasses)
     return any(found)
 
@@ -148,9 +149,12 @@ _declared: dict[tuple[str, str], tuple[str, Any]] = {}  # (file, qualified name)
 
 
 def _make_task(function: Any, given: dict[str, Any]) -> Any:
-    if not callable(function) or not hasattr(function, "__name__"):
-        raise ConnectError(f"receiver_task decorates a function or a task; {function!r} is neither.")
-    _check_task_options(function, given)
+    # Of anything else, also a lambda, Celery cannot make a task; its error would say so much later, and not what to do.
+    if not (inspect.isfunction(function) or inspect.ismethod(function)) or function.__name__ == "<lambda>":
+        raise ConnectError(
+            f"receiver_task decorates a function or a task; {function!r} is neither. Write one with def that calls it."
+        )
+    check_declared(given, f"receiver_task({function.__name__})")
     # One file imported as two modules ("shop.receivers" and "site.shop.receivers") would receive everything twice.
     file = getattr(sys.modules.get(function.__module__), "__file__", None)
     place = (file or function.__module__, function.__qualname__)
@@ -170,20 +174,12 @@ _names: dict[int, tuple[str, Any]] = {}
 _made: dict[str, tuple[Body, type]] = {}
 
 
-def _check_task_options(function: Any, given: dict[str, Any]) -> None:
-    base = given.get("base")
-    if base is not None and not (isinstance(base, type) and issubclass(base, ReceiverTask)):
-        raise ConnectError(f"receiver_task({function.__name__}): base={base!r} must be a subclass of ReceiverTask.")
-    check_running(given, f"receiver_task({function.__name__})")
-    own = (*options.NAMES, *options.RUNNING_NAMES, "sender", "dispatch_uid", "signal_name", "subclasses")
-    for name in given:
-        close = difflib.get_close_matches(name, own, n=1, cutoff=0.8)
-        if close and name not in own and not hasattr(Task, name):
-            raise ConnectError(f"receiver_task({function.__name__}): unknown option {name}=. Did you mean {close[0]}=?")
-
-
 def _is_task(thing: Any) -> bool:
-    return type(thing) is Proxy or isinstance(thing, (Task, Spelling))
+    return type(thing) is Proxy or isinstance(thing, (Task, Spelling)) or isinstance(_owner(thing), Task)
+
+
+def _owner(thing: Any) -> Any:
+    return getattr(thing, "__self__", thing)  # of the delay of an ordinary task
 
 
 def _name_of(task: Any) -> str:
@@ -196,14 +192,17 @@ def _name_of(task: Any) -> str:
         return _names[id(task)][0]
     if isinstance(task, Spelling):
         return str(task.__self__.name)
-    owner = getattr(task, "__self__", task)  # of the delay of an ordinary task
+    owner = _owner(task)
     if isinstance(owner, Task) and not isinstance(owner, ReceiverTask):
         raise ConnectError(
             f"The task {owner.name!r} is not a ReceiverTask. Declare it with @shared_task(base=ReceiverTask), or give "
             "the whole project Celery(..., task_cls='django_celery_signals:ReceiverTask')."
         )
     if not isinstance(task, Task):
-        raise ConnectError(f"{task!r} is not a Celery task. Decorate it: @receiver_task(signal, sender=...).")
+        remedy = (
+            "Decorate it: @receiver_task(signal, sender=...)" if inspect.isroutine(task) else "Give the task itself"
+        )
+        raise ConnectError(f"{task!r} is not a Celery task. {remedy}.")
     return str(task.name)
 
 
@@ -223,26 +222,48 @@ def _connect(
 ) -> None:
     name = _name_of(task)
     body, cls = _body_and_class(task, name)
-    place, signals = f"receiver {name}", _each_signal(signal)
+    place, signals, senders = f"receiver {name}", each_signal(signal), several(sender)
     own = options.merged_with_class(options.read(given, place), cls, name)
     each_sender(own.exclude or (), lambda _: None, f"{place}: exclude")
-    if where["signal_name"] and len(signals) > 1:
-        raise ConnectError(f"{place}: signal_name={where['signal_name']!r} names one signal; connect them one by one.")
+    _check_where(where, signals, place)
     for one in signals:
         if where["signal_name"]:
             names.name_signal(one, where["signal_name"])
-        _check(one, name, body, own, sender)
+        _check(one, name, body, own, senders)
+        each_sender(
+            senders, partial(_prepare, one, name, own, where["subclasses"]), place, subclasses=where["subclasses"]
+        )
     for one in signals:
         link = partial(_link, one, name, own, where["dispatch_uid"], where["subclasses"])
-        each_sender(sender, link, place, subclasses=where["subclasses"])
+        each_sender(senders, link, place, subclasses=where["subclasses"])
 
 
-def _check(signal: Signal, name: str, body: Body | None, own: options.SendingOptions, sender: Any) -> None:
+def _check_where(where: dict[str, Any], signals: list[Signal], place: str) -> None:
+    signal_name, dispatch_uid = where["signal_name"], where["dispatch_uid"]
+    if signal_name is not None and (not isinstance(signal_name, str) or not signal_name):
+        raise ConnectError(f"{place}: signal_name={signal_name!r} must be a text such as 'shop:order_paid'.")
+    if signal_name and len(signals) > 1:
+        raise ConnectError(f"{place}: signal_name={signal_name!r} names one signal; connect them one by one.")
+    if not options.is_hashable(dispatch_uid):
+        raise ConnectError(f"{place}: dispatch_uid={dispatch_uid!r} must be hashable, such as a text.")
+
+
+def _check(signal: Signal, name: str, body: Body | None, own: options.SendingOptions, senders: list[Any]) -> None:
     check_signal(signal, name)
     check_parameters(signal, name, body, also=frozenset({"event"}))
     if own.when is not None:
         check_parameters(signal, f"receiver {name}: when=", (own.when, False))
-    options.check_against_signal(own, signal, sender, f"receiver {name}")
+    options.check_against_signal(own, signal, senders, f"receiver {name}")
+    check_senders(signal, senders, f"receiver {name}")
+
+
+def _prepare(signal: Signal, name: str, own: options.SendingOptions, subclasses: bool, sender: Any) -> None:
+    """Do with one sender all that may fail, before any is connected."""
+    check_model(signal, sender, f"receiver {name}")
+    if subclasses:
+        own = options.of_family(own, sender, f"receiver {name}")
+    if own.changed:
+        changes.watch(sender, own.changed, f"receiver {name}")
 
 
 def _link(
@@ -251,9 +272,7 @@ def _link(
     """Connect one signal and one sender, now that the sender is known; a repetition with other options replaces."""
     key, django_sender, uid = _identity(name, signal, sender, dispatch_uid, subclasses)
     if subclasses:
-        own = _of_family(own, name, sender)
-    if own.changed:
-        changes.watch(sender, own.changed, f"receiver {name}")
+        own = options.of_family(own, sender, f"receiver {name}")
     known = _connections.get(key)
     if known is None or known.options != own:  # unknown, it may still be connected: by a plain signal.connect()
         Signal.disconnect(signal, _spelling(name), sender=django_sender, dispatch_uid=uid)
@@ -262,16 +281,6 @@ def _link(
     Signal.connect(signal, _spelling(name, own), sender=django_sender, weak=False, dispatch_uid=uid)
     if not names.signal_name(signal):
         names.name_signal(signal, f"connection:{name}:{label_of(sender)}")
-
-
-def _of_family(own: options.SendingOptions, name: str, sender: Any) -> options.SendingOptions:
-    if not isinstance(sender, type):
-        raise ConnectError(f"receiver {name}: subclasses=True needs a class as its sender, but got {sender!r}.")
-    if own.changed:
-        raise ConnectError(
-            f"receiver {name}: changed= keeps values per model; list the models instead of subclasses=True."
-        )
-    return replace(own, family=sender)
 
 
 def _identity(
@@ -289,11 +298,3 @@ def _identity(
 def _spelling(name: str, own: options.SendingOptions | None = None) -> Spelling:
     target: Target = target_of(name)
     return Spelling(send, target, own=own)
-
-
-def _each_signal(signal: Signal | Iterable[Signal]) -> list[Signal]:
-    several = list(signal) if isinstance(signal, Iterable) and not isinstance(signal, str) else [signal]
-    for one in several:
-        if not isinstance(one, Signal):
-            raise ConnectError(f"{one!r} is not a django.dispatch.Signal. Give a signal, or a list of signals.")
-    return several

@@ -710,6 +710,7 @@ def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 values = st.recursive(leaves, containers, max_leaves=15)
 
 
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")  # of the strategy, which has many parts
 @given(values)
 @example({-0.0: [float("nan"), 10**5000], (1, None): {"$": {"\ud800\udc00": Point(1)}}})
 def test_every_value_comes_back_exactly(value: Any) -> None:

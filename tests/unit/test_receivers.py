@@ -720,4 +720,4 @@ def test_a_receiver_of_everything_fits_every_signal(signal: Signal, receiving: R
 
     def body(signal: Any, sender: Any, event: Any, extra: int = 5, **kwargs: Any) -> None: ...
 
-    receiving(signal, body, sender=Order)
+    receiving(signal, body)

@@ -1,0 +1,114 @@
+"""The settings: their defaults, what they may be, and when they are read again."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.test import override_settings
+
+from django_celery_signals import SettingsError, conf
+from django_celery_signals.conf import Settings, read
+
+
+def test_defaults(settings: Any) -> None:
+    """Without settings, everything has a value."""
+    del settings.DJANGO_CELERY_SIGNALS
+    conf.get.cache_clear()
+
+    assert Settings() == conf.get() == read({})
+    assert ("on_commit", False, ("receivers", "tasks"), (), 2.0, 8, (), 2**20, 2**23) == tuple(
+        getattr(Settings(), name) for name in Settings.__slots__
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "typed"),
+    [
+        ("GUARANTEE", "immediate", "immediate"),
+        ("STRICT", True, True),
+        ("AUTODISCOVER", ["handlers"], ("handlers",)),
+        ("AUTODISCOVER", [], ()),
+        ("SENSITIVE_FIELDS", ("iban", "shop.Customer.birthday"), ("iban", "shop.Customer.birthday")),
+        ("SENSITIVE_FIELDS", {"iban"}, ("iban",)),
+        ("PUBLISH_TIMEOUT", 1, 1),
+        ("PUBLISH_TIMEOUT", 0.25, 0.25),
+        ("MAX_DEPTH", 1, 1),
+        ("REQUEST_EXTRAS", ["session_key", "query_string"], ("session_key", "query_string")),
+        ("MAX_BINARY_BYTES", 0, 0),
+        ("MAX_ENVELOPE_BYTES", 1024, 1024),
+    ],
+)
+def test_a_setting(key: str, given: Any, typed: Any) -> None:
+    """A setting is what it is set to, lists as tuples that nobody can change, and the others keep their defaults."""
+    found = read({key: given})
+
+    assert typed == getattr(found, key)
+    assert type(typed) is type(getattr(found, key))
+    assert {key} >= {name for name in Settings.__slots__ if getattr(found, name) != getattr(Settings(), name)}
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "wanted"),
+    [
+        ("GUARANTEE", "durable", "one of 'on_commit', 'immediate'"),
+        ("GUARANTEE", None, "one of 'on_commit', 'immediate'"),
+        ("STRICT", 1, "True or False"),
+        ("STRICT", "yes", "True or False"),
+        ("AUTODISCOVER", "receivers", r"a list of module names such as \['receivers', 'tasks'\]"),
+        ("AUTODISCOVER", True, "a list of module names"),
+        ("AUTODISCOVER", [5], "a list of module names"),
+        ("SENSITIVE_FIELDS", "iban", r"a list of field names such as \['iban', 'shop.Customer.birthday'\]"),
+        *[("PUBLISH_TIMEOUT", value, "a number of seconds greater than zero") for value in (0, -1, "2", True, None)],
+        ("PUBLISH_TIMEOUT", math.inf, "a number of seconds greater than zero"),
+        ("PUBLISH_TIMEOUT", math.nan, "a number of seconds greater than zero"),
+        *[("MAX_DEPTH", value, "a whole number of at least 1") for value in (0, -1, 1.5, True, "8", None)],
+        ("REQUEST_EXTRAS", ["cookies"], "a list of 'query_string', 'session_key'"),
+        ("REQUEST_EXTRAS", "query_string", "a list of 'query_string', 'session_key'"),
+        *[("MAX_BINARY_BYTES", value, "a number of bytes") for value in (-1, 1.5, True, "1M")],
+        *[("MAX_ENVELOPE_BYTES", value, "a number of bytes, at least 1024") for value in (1023, 2000.0, None)],
+    ],
+)
+def test_a_wrong_setting(key: str, given: Any, wanted: str) -> None:
+    """A value that cannot be raises, showing the key, the value and what it may be."""
+    with pytest.raises(SettingsError, match=rf"DJANGO_CELERY_SIGNALS\['{key}'\] is .*, but must be {wanted}") as caught:
+        read({key: given})
+
+    assert repr(given) in str(caught.value)
+    assert isinstance(caught.value, ImproperlyConfigured)
+
+
+@pytest.mark.parametrize("key", ["guarantee", "GUARANTE", 5])
+def test_an_unknown_key(key: Any) -> None:
+    """A key that does not exist raises, and the error lists those that do."""
+    with pytest.raises(
+        SettingsError, match=rf"the unknown key {key!r}\. Known keys: GUARANTEE, STRICT, AUTODISCOVER, "
+    ):
+        read({key: "on_commit"})
+
+
+@pytest.mark.parametrize("given", [None, "on_commit", ["GUARANTEE"]])
+def test_settings_are_a_dict(given: Any) -> None:
+    """Settings that are no dict raise, showing an example."""
+    with pytest.raises(SettingsError, match=r"but must be a dict such as {'GUARANTEE': 'on_commit'}"):
+        read(given)
+
+
+def test_settings_are_read_once() -> None:
+    """The settings are checked at their first use, and again when a test changes them."""
+    before = conf.get()
+    with override_settings(SHOP_OPEN=True):
+        assert before is conf.get()
+    with override_settings(DJANGO_CELERY_SIGNALS={"MAX_DEPTH": 3}):
+        assert 3 == conf.get().MAX_DEPTH
+    assert before == conf.get()
+
+
+def test_wrong_settings_of_a_project() -> None:
+    """The first use of settings that cannot be raises, and so does every other."""
+    with override_settings(DJANGO_CELERY_SIGNALS={"STRICT": "no"}):
+        for _ in range(2):
+            with pytest.raises(SettingsError, match=r"DJANGO_CELERY_SIGNALS\['STRICT'\] is 'no'"):
+                conf.get()
