@@ -2,7 +2,7 @@
 
 The values hang on the instance, so they live as long as it does. A save inside a transaction counts only while it may
 still be committed: when the transaction or its savepoint rolls back, the values from before count again, and saving
-once more sends.
+once more sends. Where nothing is known of a row, everything counts as changed.
 """
 
 from __future__ import annotations
@@ -10,76 +10,26 @@ from __future__ import annotations
 import copy
 import functools
 import weakref
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Set
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import Any
 
 from django.core.exceptions import FieldDoesNotExist
 from django.db import DEFAULT_DB_ALIAS, connections, models, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.fields.files import FieldFile
-from django.db.models.signals import post_init, post_save, pre_save
+from django.db.models.signals import post_save
 
 from .exceptions import ConnectError
+from .instances import as_instance
 
-_ATTRIBUTE = "_django_celery_signals_values"
-_SAVING = "_django_celery_signals_saving"
-_SAVES = "_django_celery_signals_saves"
+_VALUES = "_django_celery_signals_values"
 _UID = "django_celery_signals.changes"
-_watched: dict[type[models.Model], set[str]] = {}  # model -> attnames
+_NOTHING = object()  # known of a field, or held by an instance
+_watched: dict[type[models.Model], frozenset[str]] = {}  # model -> attnames
 
-Changes = dict[str, tuple[Any, Any]]
-
-
-class Fate:
-    """Whether the transaction of a save committed or rolled back; shared by all copies of the instance."""
-
-    __slots__ = ("hook", "is_committed")
-
-    def __init__(self, using: str) -> None:
-        """Follow the transaction that is open on a database."""
-        self.is_committed = False
-        hook = _Hook(self)
-        self.hook = weakref.ref(hook)
-        transaction.on_commit(hook, using=using)
-
-    @property
-    def is_rolled_back(self) -> bool:
-        return not self.is_committed and self.hook() is None
-
-
-class _Hook:
-    """Held only by Django's list of commit hooks: alive while the save may still commit, gone once it rolled back."""
-
-    __slots__ = ("__weakref__", "fate")
-
-    def __init__(self, fate: Fate) -> None:
-        self.fate = fate
-
-    def __call__(self) -> None:
-        self.fate.is_committed = True
-
-
-@dataclass(slots=True, eq=False)
-class Values:
-    """Watched values as of one load or save. Never changed afterwards, for the copies of an instance share them."""
-
-    fields: dict[str, Any]
-    before: Values | None = None  # what counts again when this save rolls back
-    fate: Fate | None = None  # None: nothing can take these values back
-    changes: Changes = field(default_factory=dict)  # what this save changed
-
-    def standing(self) -> Values:
-        """Return the newest values that have not been rolled back."""
-        values = self
-        while values.before is not None and values.fate is not None and values.fate.is_rolled_back:
-            values = values.before
-        if values.fate is not None and values.fate.is_committed:
-            values.before = None  # final; and a long-lived instance would keep every save of its life
-        return values
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Let instances be copied and pickled, as caches do: the copy starts from the values standing now."""
-        return Values, (self.standing().fields,)
+Changes = dict[str, tuple[Any, Any]]  # name -> (old, new)
 
 
 def watch(model: Any, names: Iterable[str], place: str) -> None:
@@ -91,30 +41,26 @@ def watch(model: Any, names: Iterable[str], place: str) -> None:
         place: what to call the declaration in an error.
 
     Raises:
-        ConnectError: for a sender that is no model, or a name that is no column of it.
+        ConnectError: for a sender that is no model, or a name that is no column of it that saves write.
     """
     if not isinstance(model, type) or not issubclass(model, models.Model):
         raise ConnectError(f"{place}: changed= compares the saved values of a model, but the sender is {model!r}.")
-    attnames = {_checked(model, name, place) for name in names}
+    attnames = frozenset(_checked(model, name, place) for name in names)
     if model not in _watched:
-        _watched[model] = set()
-        post_init.connect(_on_init, sender=model, dispatch_uid=_UID)
-        pre_save.connect(_before_save, sender=model, dispatch_uid=_UID)
-        post_save.connect(_after_save, sender=model, dispatch_uid=_UID)
-        _follow_refresh(model)
+        _follow_loads(model)
+        _follow_refreshes(model)
         _follow_saves(model)
-    _watched[model] |= attnames
+        post_save.connect(_after_save, sender=model, dispatch_uid=_UID)
+    _watched[model] = _watched.get(model, frozenset()) | attnames
 
 
 def _checked(model: type[models.Model], name: str, place: str) -> str:
-    try:
-        field: Any = model._meta.get_field(name)
-    except FieldDoesNotExist:
-        field = None
-    if not getattr(field, "concrete", False):
-        columns = ", ".join(field.name for field in model._meta.concrete_fields)
-        raise ConnectError(f"{place}: changed= names {name!r}, but {model._meta.label} has only the columns {columns}.")
-    return str(field.attname)
+    columns = [field for field in model._meta.concrete_fields if not field.generated]
+    for field in columns:
+        if name in (field.name, field.attname):
+            return str(field.attname)
+    known = ", ".join(field.name for field in columns)
+    raise ConnectError(f"{place}: changed= names {name!r}, but {model._meta.label} has only the columns {known}.")
 
 
 def is_watched(model: type[models.Model], names: Iterable[str]) -> bool:
@@ -131,92 +77,77 @@ def attname(model: type[models.Model], name: str) -> str:
     return str(field.attname)
 
 
-def changes_of(instance: models.Model, names: Iterable[str]) -> Changes:
-    """Return what the save that is just being signalled changed, of some fields: name -> (old, new)."""
-    saves, values = instance.__dict__.get(_SAVES), instance.__dict__.get(_ATTRIBUTE)
-    made = saves[-1] if saves else values.changes if values is not None else {}
-    by_name = ((name, attname(type(instance), name)) for name in names)
-    return {name: made[key] for name, key in by_name if key in made}
+# What is kept ----------------------------------------------------------------------------------------------------
 
 
-def settle(instance: models.Model, sent: dict[str, Any]) -> None:
-    """Look at a save now, for a receiver that comes before :func:`_after_save`: connected before the model was watched.
+class Fate:
+    """Whether what was saved inside a transaction is committed or rolled back; shared by all copies of an instance."""
 
-    Args:
-        instance: what is being saved.
-        sent: the arguments of ``post_save``.
-    """
-    if isinstance(instance.__dict__.get(_SAVING), _Saving):
-        _after_save(**sent)
-        instance.__dict__[_SAVING] = _SETTLED
+    __slots__ = ("_hook", "is_committed", "savepoints")
+
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        """Follow the transaction that is open on a connection."""
+        self.savepoints = frozenset(connection.savepoint_ids)  # of which none is used twice
+        self.is_committed = False
+
+        def commit() -> None:
+            self.is_committed = True
+
+        # Held by nothing but Django's list of commit hooks: gone without having been called once it was rolled back.
+        self._hook = weakref.ref(commit)
+        transaction.on_commit(commit, using=connection.alias)
+
+    @property
+    def is_rolled_back(self) -> bool:
+        return not self.is_committed and self._hook() is None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Saving:
-    """What is known before a save only."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Values:
+    """Watched values as of one load or save. The copies of an instance share them."""
 
-    expressions: frozenset[str]  # newer versions of Django replace them by their values while saving
-    is_new: bool  # made by hand, perhaps over an existing row: nothing is known of that row's values
+    row: tuple[Any, ...]  # database alias and primary key: of another row nothing is known
+    fields: dict[str, Any]
+    fate: Fate | None = None  # None: nothing can take these values back
+    before: Values | None = None  # what counts again when that happens
 
+    def standing(self) -> Values:
+        """Return the newest values that have not been rolled back."""
+        values = self
+        while values.before is not None and values.fate is not None and values.fate.is_rolled_back:
+            values = values.before
+        return values
 
-_SETTLED = "settled"  # instead of a _Saving
+    def outliving(self, savepoints: Set[Any]) -> Values:
+        """Return the newest values that a rollback of all these savepoints would leave standing.
 
-
-class _Saves(list[Changes]):
-    """What the saves in flight have changed, the innermost last. A pickled instance is not being saved."""
+        Its own past is thinned likewise: a long-lived instance must not keep every save of its life.
+        """
+        if self.before is None or self.fate is None or self.fate.is_committed:
+            return Values(self.row, self.fields)
+        own = self.fate.savepoints & savepoints  # the others were released
+        if own == savepoints:
+            return self.before.outliving(savepoints)
+        return replace(self, before=self.before.outliving(own))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Saves, ()
+        """Let instances be copied and pickled, as caches do: the copy starts from the values standing now."""
+        standing = self.standing()
+        return Values, (standing.row, standing.fields)
 
 
-def _on_init(instance: models.Model, **_: Any) -> None:
-    instance.__dict__[_ATTRIBUTE] = Values(_loaded(instance))
+def _known(instance: models.Model) -> Values:
+    """Return what is known of the row that an instance stands for."""
+    held, keys = instance.__dict__, instance._meta.pk_fields
+    nothing = Values((instance._state.db, *(held.get(key.attname) for key in keys)), {})
+    standing: Values = held.get(_VALUES, nothing).standing()
+    return standing if standing.row == nothing.row else nothing
 
 
-def _before_save(instance: models.Model, **_: Any) -> None:
+def _loaded(instance: models.Model, names: Iterable[str]) -> dict[str, Any]:
+    """Return the values that an instance has, copied where they could be changed in place."""
     held = instance.__dict__
-    expressions = frozenset(name for name in _watched_of(instance) if _is_expression(held.get(name)))
-    held[_SAVING] = _Saving(expressions=expressions, is_new=instance._state.adding)
-
-
-def _after_save(
-    instance: models.Model, created: bool = False, using: str | None = None, update_fields: Any = None, **_: Any
-) -> None:
-    """Compare. A post_save that is sent by hand may lack all arguments but the instance, and the pre_save before it."""
-    note = instance.__dict__.pop(_SAVING, None)
-    if note == _SETTLED:
-        return
-    last, now = _standing(instance), _loaded(instance, update_fields)
-    known = {} if note and note.is_new else last.fields
-    changes = {
-        name: (None if created else known.get(name), value)
-        for name, value in now.items()
-        if created or (note and name in note.expressions) or _differs(known, name, value)
-    }
-    values = Values({**known, **now}, changes=changes)
-    using = using or instance._state.db or DEFAULT_DB_ALIAS
-    if connections[using].in_atomic_block:
-        values.before, values.fate = (last if known is last.fields else Values(known)), Fate(using)
-    instance.__dict__[_ATTRIBUTE] = values
-    if saves := instance.__dict__.get(_SAVES):
-        saves[-1] = changes
-
-
-def _standing(instance: models.Model) -> Values:
-    values: Values = instance.__dict__.get(_ATTRIBUTE) or Values({})
-    return values.standing()
-
-
-def _watched_of(instance: models.Model) -> set[str]:
-    return _watched.get(type(instance), set())
-
-
-def _loaded(instance: models.Model, names: Iterable[str] | None = None) -> dict[str, Any]:
-    """Return the watched values that an instance has, copied where they could be changed in place."""
-    watched, held, meta = _watched_of(instance), instance.__dict__, type(instance)._meta
-    if names is not None:
-        watched = {name for name in watched if not {name, meta.get_field(name).name}.isdisjoint(names)}
-    return {name: _copied(held[name]) for name in watched if name in held}
+    return {name: _copied(held[name]) for name in names if name in held}
 
 
 def _copied(value: Any) -> Any:
@@ -225,45 +156,136 @@ def _copied(value: Any) -> Any:
     return copy.deepcopy(value) if isinstance(value, (list, dict, set, bytearray)) else value
 
 
-def _is_expression(value: Any) -> bool:
-    return hasattr(value, "resolve_expression")
+def _among(model: type[models.Model], names: Iterable[str] | None) -> frozenset[str]:
+    """Return the watched fields among some, which are given by name or by attribute; None: all of them."""
+    if names is None:
+        return _watched[model]
+    given = set(names)
+    return frozenset(one for one in _watched[model] if not given.isdisjoint((one, model._meta.get_field(one).name)))
 
 
-def _differs(known: dict[str, Any], name: str, value: Any) -> bool:
-    return name not in known or _is_expression(value) or bool(known[name] != value)
+# Loading and saving ----------------------------------------------------------------------------------------------
 
 
-def _follow_refresh(model: type[models.Model]) -> None:
-    """Let ``refresh_from_db`` of a watched model renew the values: Django sends no signal for it."""
+def _follow_loads(model: type[models.Model]) -> None:
+    original = model.from_db.__func__  # type: ignore[attr-defined]
+
+    @functools.wraps(original)
+    def from_db(cls: type[models.Model], *args: Any, **kwargs: Any) -> models.Model:
+        instance: models.Model = original(cls, *args, **kwargs)
+        if type(instance) in _watched:
+            _keep_loaded(instance, None)
+        return instance
+
+    model.from_db = classmethod(from_db)  # type: ignore[assignment]
+
+
+def _follow_refreshes(model: type[models.Model]) -> None:
+    """Follow ``refresh_from_db()``, which also loads deferred fields: Django sends no signal for it."""
     original = model.refresh_from_db
 
     @functools.wraps(original)
     def refresh_from_db(self: models.Model, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         if type(self) in _watched:
-            fields = kwargs.get("fields", args[1] if len(args) > 1 else None)
-            standing = _standing(self)
-            self.__dict__[_ATTRIBUTE] = replace(standing, fields={**standing.fields, **_loaded(self, fields)})
+            _keep_loaded(self, kwargs.get("fields", args[1] if len(args) > 1 else None))
 
     model.refresh_from_db = refresh_from_db  # type: ignore[method-assign]
 
 
+def _keep_loaded(instance: models.Model, names: Iterable[str] | None) -> None:
+    known, loaded = _known(instance), _loaded(instance, _among(type(instance), names))
+    instance.__dict__[_VALUES] = replace(known, fields={**known.fields, **loaded})
+
+
+@dataclass(slots=True, eq=False)
+class _Saving:
+    """A save in flight. Its receivers may save the same instance again: that is another one."""
+
+    instance: models.Model
+    expressions: frozenset[str]  # of before: newer versions of Django replace them by their values while saving
+    changes: Changes | None = None  # None: not compared yet
+
+
+_saving: ContextVar[_Saving | None] = ContextVar("django_celery_signals.saving", default=None)
+
+
 def _follow_saves(model: type[models.Model]) -> None:
-    """Keep what is known of a save apart from another save of the same object, by one of its receivers."""
     original = model.save_base
 
     @functools.wraps(original)
     def save_base(self: models.Model, *args: Any, **kwargs: Any) -> None:
-        held = self.__dict__
-        saves, outer = held.setdefault(_SAVES, _Saves()), held.get(_SAVING)
-        saves.append({})
+        watched, held = _watched.get(type(self), frozenset()), self.__dict__
+        expressions = frozenset(name for name in watched if hasattr(held.get(name), "resolve_expression"))
+        token = _saving.set(_Saving(self, expressions) if watched else None)
         try:
             original(self, *args, **kwargs)
         finally:
-            saves.pop()
-            held[_SAVING] = outer
-            for name in (_SAVES, _SAVING):
-                if not held[name]:
-                    del held[name]
+            _saving.reset(token)
 
     model.save_base = save_base  # type: ignore[method-assign]
+
+
+def _in_flight(instance: models.Model) -> _Saving | None:
+    saving = _saving.get()
+    return saving if saving is not None and saving.instance is instance else None
+
+
+def _after_save(instance: Any, **sent: Any) -> None:
+    instance = as_instance(instance)
+    if _in_flight(instance) is not None:
+        settle(instance, sent)
+    elif instance is not None:  # sent by hand, or by loaddata, which calls Django's own save_base(): not followed
+        instance.__dict__.pop(_VALUES, None)
+
+
+def settle(instance: models.Model, sent: Mapping[str, Any]) -> None:
+    """Compare, given the arguments of ``post_save``, unless that is done.
+
+    Receivers that were connected before the model was watched come before :func:`_after_save`.
+    """
+    saving = _in_flight(instance)
+    if saving is None or saving.changes is not None:
+        return
+    known, names = _known(instance), _among(type(instance), sent.get("update_fields"))
+    saving.changes = _compare(instance, {} if sent.get("created") else known.fields, names, saving.expressions)
+    others = {name: value for name, value in known.fields.items() if name not in names}
+    values = Values(known.row, {**others, **_loaded(instance, names)})
+    instance.__dict__[_VALUES] = _until_committed(values, known, connections[instance._state.db or DEFAULT_DB_ALIAS])
+
+
+def _until_committed(values: Values, known: Values, connection: BaseDatabaseWrapper) -> Values:
+    if not connection.in_atomic_block:  # with autocommit off nobody tells of the commit, so nothing is known
+        return values if connection.autocommit else Values(values.row, {})
+    fate, savepoints = known.fate, frozenset(connection.savepoint_ids)
+    if fate is None or fate.is_committed or not savepoints <= fate.savepoints:
+        fate = Fate(connection)
+    return replace(values, fate=fate, before=known.outliving(savepoints))
+
+
+def changes_of(instance: models.Model, names: Iterable[str]) -> Changes:
+    """Return what the save that is just being signalled changed, of some fields; sent by hand, it is everything."""
+    if not is_watched(type(instance), names := tuple(names)):
+        return {}
+    saving, keys = _in_flight(instance), {name: attname(type(instance), name) for name in names}
+    made = _compare(instance, {}, keys.values()) if saving is None else saving.changes or {}
+    return {name: made[key] for name, key in keys.items() if key in made}
+
+
+def _compare(
+    instance: models.Model, known: dict[str, Any], names: Iterable[str], expressions: frozenset[str] = frozenset()
+) -> Changes:
+    now = _loaded(instance, names)
+    return {
+        # Django defers a field whose new value it cannot know. F() of it says just that.
+        name: (known.get(name), now.get(name, models.F(name)))
+        for name in names
+        if name in expressions or _differ(known.get(name, _NOTHING), now.get(name, _NOTHING))
+    }
+
+
+def _differ(old: Any, new: Any) -> bool:
+    try:
+        return old is not new and bool(old != new)
+    except Exception:  # an array, for one, gives no plain answer
+        return True
