@@ -24,7 +24,7 @@ def _sqlite(alias: str) -> dict[str, Any]:
     return {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": file,
-        "TEST": {"NAME": file},
+        "TEST": {"NAME": file, "DEPENDENCIES": []},  # any alias can be tested without the default
         "OPTIONS": {
             "transaction_mode": "IMMEDIATE",
             "timeout": 20,
@@ -35,7 +35,7 @@ def _sqlite(alias: str) -> dict[str, Any]:
 
 def _server(alias: str, **more: Any) -> dict[str, Any]:
     config = dj_database_url.parse(SERVICES[alias].url)
-    return {**config, "TEST": {"NAME": f"{run.NAME}_{alias}"}, **more}
+    return {**config, "TEST": {"NAME": f"{run.NAME}_{alias}", "DEPENDENCIES": []}, **more}
 
 
 def _databases() -> dict[str, dict[str, Any]]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from types import MethodType
 from typing import Any
 
+from celery import Celery
 from django.contrib.auth.signals import user_login_failed
 from django.core.signals import got_request_exception
 from django.db import DEFAULT_DB_ALIAS, connections, router
@@ -20,12 +21,12 @@ from django.db.models.signals import class_prepared, post_delete, post_init, pre
 from django.dispatch import Signal
 
 from . import conf, names
-from .dispatch import dispatch, lose
+from .broker import is_fallback, project_app
+from .dispatch import AUDIT, dispatch, lose
 from .envelope import Sending, write
 from .exceptions import ConnectError, LoopDetected
 from .instances import as_instance
 from .options import SendingOptions, lets_through, merged
-from .publisher import project_app
 from .signals import LIFECYCLE
 
 SNAPSHOT_SIGNALS = (pre_save, pre_delete, post_delete)  # when they arrive the row is not there, not yet or no more
@@ -48,11 +49,22 @@ _VETOES = (
 class Target:
     """One task, by its name: what all its spellings share."""
 
-    __slots__ = ("__weakref__", "name")
+    __slots__ = ("__weakref__", "_app", "name")
 
     def __init__(self, name: str) -> None:
         """Stand for the task of that name."""
         self.name = name
+        self._app: Celery | None = None
+
+    @property
+    def app(self) -> Celery:
+        """The app that the task was last spelled with: a process may have several, each with a broker of its own."""
+        return self._app or project_app()
+
+    @app.setter
+    def app(self, app: Celery) -> None:
+        if not is_fallback(app):
+            self._app = app
 
     def __repr__(self) -> str:
         return f"<receiver task {self.name}>"
@@ -115,7 +127,11 @@ class connectable:
         if task is None:
             return self.method
         bound = MethodType(self.method, task)
-        return Spelling(send, target_of(task.name), bound) if task.name else bound
+        if not task.name:
+            return bound
+        target = target_of(task.name)
+        target.app = task.app
+        return Spelling(send, target, bound)
 
 
 def is_sending(kwargs: dict[str, Any]) -> bool:
@@ -131,13 +147,14 @@ def send(target: Target, own: SendingOptions, kwargs: dict[str, Any]) -> None:
         kwargs={name: value for name, value in kwargs.items() if name not in ("signal", "sender")},
     )
     check_signal(sending.signal, target.name)
-    task: Any = project_app().tasks.get(target.name)
+    app = target.app
+    task: Any = app.tasks.get(target.name)
     options = merged(own, task) if task is not None else own
     if not _is_historical(sending) and lets_through(options, sending, target.name):
-        _send(target, options, sending)
+        _send(app, target, options, sending)
 
 
-def _send(target: Target, options: SendingOptions, sending: Sending) -> None:
+def _send(app: Celery, target: Target, options: SendingOptions, sending: Sending) -> None:
     try:
         envelope = write(
             sending,
@@ -150,8 +167,8 @@ def _send(target: Target, options: SendingOptions, sending: Sending) -> None:
     except LoopDetected as error:
         lose(target.name, names.signal_name(sending.signal), error)
         return
-    audit = options.guarantee is None and sending.signal in AUDIT_SIGNALS
-    dispatch(envelope, options.guarantee or conf.get().GUARANTEE, _of_apply_async(options), audit=audit)
+    default = AUDIT if sending.signal in AUDIT_SIGNALS else conf.get().GUARANTEE
+    dispatch(app, envelope, options.guarantee or default, _of_apply_async(options))
 
 
 def each_signal(signal: Any) -> list[Signal]:

@@ -211,9 +211,13 @@ def _range(value: Any, encoder: Encoder) -> list[Any]:
 
 def _range_from(payload: Any, decoder: Decoder) -> Any:
     path, lower, upper, bounds, is_empty = payload
-    if not path.startswith(("psycopg.types.range:", "psycopg2._range:")):
+    cls = _found(path, type)
+    if not issubclass(cls, tuple(filter(None, map(names.find, _RANGES)))):
         raise DecodeError(f"{path!r:.120} is no range")
-    return _found(path, type)(decoder.decode(lower), decoder.decode(upper), bounds, empty=is_empty)
+    return cls(decoder.decode(lower), decoder.decode(upper), bounds, empty=is_empty)
+
+
+_RANGES = ("psycopg.types.range:Range", "psycopg2._range:Range")
 
 
 register("psycopg.types.range.Range", tag="range.psycopg", encode=_range, decode=_range_from, subclasses=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import Counter
@@ -19,45 +20,44 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from . import conf
 from .envelope import Envelope
 from .exceptions import PublishError, PublishTimeout, SignalTaskError
-from .publisher import project_app, publisher
+from .publisher import publisher
 from .signals import event_lost, event_sent, tell
 from .wire import seal
 
 logger = logging.getLogger(__name__)
 
+AUDIT = "audit"  # the guarantee of signals that must survive a rollback, when none was asked for
 ARGUMENT = "__event__"  # the one keyword argument of a message that carries an envelope
 
 #: What this process has done since it started: ``sent`` and ``lost`` events.
 counts: Counter[str] = Counter()
 _counts_lock = threading.Lock()
+os.register_at_fork(after_in_child=lambda: globals().update(_counts_lock=threading.Lock()))  # the parent may hold it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """A sealed envelope on its way, and how it is to be sent."""
 
+    app: Celery  # whose broker it is for
     envelope: Envelope
     sealed: str
     options: dict[str, Any]  # of apply_async
 
 
-def dispatch(envelope: Envelope, guarantee: str, options: dict[str, Any], *, audit: bool = False) -> None:
+def dispatch(app: Celery, envelope: Envelope, guarantee: str, options: dict[str, Any]) -> None:
     """Send an envelope under a guarantee.
 
     Args:
+        app: the Celery app that has the receiver.
         envelope: what to send, as it was at the sending.
         guarantee: a key of :data:`GUARANTEES`.
         options: of ``apply_async``: queue, priority, countdown, expires.
-        audit: the signal, not the user, chose ``"immediate"``: a failure is told, not raised.
 
     Raises:
         PublishError: under ``"immediate"``, when the broker does not take the message.
     """
-    message = Message(envelope=envelope, sealed=seal(envelope), options=_absolute(options))
-    if audit:
-        publish_or_lose(message)
-    else:
-        GUARANTEES[guarantee](message)
+    GUARANTEES[guarantee](Message(app=app, envelope=envelope, sealed=seal(envelope), options=_absolute(options)))
 
 
 def immediate(message: Message) -> None:
@@ -75,7 +75,7 @@ def on_commit(message: Message) -> None:
     connection = connections[using]
     if connection.in_atomic_block:
         # Robust: a failing one stops neither the others nor the request. But an eager receiver's error is for the test.
-        transaction.on_commit(Hook(message, connection), using=using, robust=not _errors_propagate())
+        transaction.on_commit(Hook(message, connection), using=using, robust=not _errors_propagate(message.app))
         return
     if not _autocommits(connection):
         raise transaction.TransactionManagementError(
@@ -89,9 +89,6 @@ def on_commit(message: Message) -> None:
 def _autocommits(connection: BaseDatabaseWrapper) -> bool:
     """Tell it without asking the database: that would open a connection, and a coroutine must not."""
     return bool(connection.settings_dict["AUTOCOMMIT"] if connection.connection is None else connection.autocommit)
-
-
-GUARANTEES: dict[str, Callable[[Message], None]] = {"immediate": immediate, "on_commit": on_commit}
 
 
 class Patience:
@@ -151,13 +148,13 @@ def publish(message: Message, patience: Patience | None = None) -> None:
     Raises:
         PublishError: when the broker did not take it.
     """
-    app, event = project_app(), message.envelope.event
+    app, event = message.app, message.envelope.event
     task: Any = app.tasks.get(event.receiver)
     if task is None:
         raise PublishError(
             f"The Celery app {app.main!r} has no task {event.receiver!r}; import its module in this process."
         )
-    options = {**_lineage(app), **message.options, "argsrepr": message.envelope.summary}
+    options = {**_lineage(app, task), **message.options, "argsrepr": message.envelope.summary}
 
     def send(producer: Any = None) -> None:
         task.apply_async(kwargs={ARGUMENT: message.sealed}, producer=producer, retry=False, **options)
@@ -178,6 +175,13 @@ def lose(receiver: str, signal_name: str, error: SignalTaskError, *, event_id: s
     tell(event_lost, receiver, event_id=event_id, signal_name=signal_name, error=error)
 
 
+GUARANTEES: dict[str, Callable[[Message], None]] = {
+    "immediate": immediate,
+    "on_commit": on_commit,
+    AUDIT: publish_or_lose,
+}
+
+
 def _lost(message: Message, error: PublishError) -> None:
     event = message.envelope.event
     lose(event.receiver, event.signal_name, error, event_id=event.id)
@@ -196,17 +200,16 @@ def _absolute(options: dict[str, Any]) -> dict[str, Any]:
     return {**options, "expires": datetime.now(UTC) + expires} if isinstance(expires, timedelta) else options
 
 
-def _lineage(app: Celery) -> dict[str, Any]:
+def _lineage(app: Celery, task: Any) -> dict[str, Any]:
     """Return what Celery derives from the running task; the publisher's thread runs none."""
     parent: Any = app.current_worker_task
     if not parent:
         return {}
     lineage = {"root_id": parent.request.root_id or parent.request.id, "parent_id": parent.request.id}
-    if app.conf.task_inherit_parent_priority:
+    if app.conf.task_inherit_parent_priority and task.priority is None:
         lineage["priority"] = (parent.request.delivery_info or {}).get("priority")
     return lineage
 
 
-def _errors_propagate() -> bool:
-    celery_conf = project_app().conf
-    return bool(celery_conf.task_always_eager and celery_conf.task_eager_propagates)
+def _errors_propagate(app: Celery) -> bool:
+    return bool(app.conf.task_always_eager and app.conf.task_eager_propagates)

@@ -121,7 +121,11 @@ _SECRET = standins.Unavailable("value", "its field is sensitive")
 
 def _is_raw_request(sending: Sending, value: Any) -> bool:
     """Tell whether a value is a WSGI environ or ASGI scope: whoever sends it, it holds cookies and credentials."""
-    return type(value) is dict and (sending.signal is request_started or "wsgi.url_scheme" in value or "asgi" in value)
+    if type(value) is not dict:
+        return False
+    is_environ = "wsgi.url_scheme" in value and "REQUEST_METHOD" in value
+    is_scope = type(value.get("asgi")) is dict and "type" in value
+    return sending.signal is request_started or is_environ or is_scope
 
 
 class _Writer:

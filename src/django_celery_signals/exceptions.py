@@ -21,6 +21,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from celery.exceptions import Ignore
 from django.core.exceptions import ImproperlyConfigured
 
@@ -104,3 +106,7 @@ class RetryAfter(Ignore):
             )
         super().__init__(str(reason) if reason is not None else f"retry in {seconds:g} s")
         self.seconds = seconds
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let it pass between processes, as Celery's results do."""
+        return type(self), (self.seconds, str(self))

@@ -8,8 +8,9 @@ import random
 import time
 import zoneinfo
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from datetime import datetime, tzinfo
 from functools import cache, partial
 from typing import Any
 
@@ -40,14 +41,11 @@ def execute(task: Any, sealed: str) -> None:
     """
     if not task.request.is_eager:
         close_old_connections()
-    try:
-        envelope = _open(task, sealed)
-        with running(envelope.event), _context_of(envelope):
-            kwargs, event = _arguments(task, envelope)
-            with running(event):
-                _run(task, event, kwargs)
-    finally:
-        task.__dict__.pop("override_max_retries", None)  # Celery keeps it on the task, for whatever runs next
+    envelope = _open(task, sealed)
+    with running(envelope.event), _context_of(envelope):
+        kwargs, event = _arguments(task, envelope)
+        with running(event):
+            _run(task, event, kwargs)
 
 
 def call(task: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -107,12 +105,19 @@ def _context_of(envelope: Envelope) -> Iterator[None]:
 @contextmanager
 def _zone(name: str) -> Iterator[None]:
     try:
-        zone = zoneinfo.ZoneInfo(name)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError):  # a bare offset, or a zone this machine does not know
+        zone: tzinfo | None = zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError):
+        zone = _offset(name)
+    with timezone.override(zone) if zone is not None else nullcontext():
         yield
-        return
-    with timezone.override(zone):
-        yield
+
+
+def _offset(name: str) -> tzinfo | None:
+    """Return the zone of a name such as ``UTC+05:30``, which Python gives to a bare offset; None of any other."""
+    try:
+        return datetime.strptime(name, "UTC%z").tzinfo
+    except ValueError:
+        return None
 
 
 # Read ------------------------------------------------------------------------------------------------------------
@@ -188,15 +193,31 @@ def _outcome(task: Any, event: Event, error: Exception) -> Exception:
         return _failed(task, event, ReceiverFailed(f"{task.name} failed for good: {error}"))
     if isinstance(error, Retry):
         return _failed(task, event, error, will_retry=True)
+    if isinstance(error, _ConnectionLost):
+        return _retry(task, event, error.error, _wait(task), DATABASE_TRIES)
     return error if isinstance(error, (Ignore, Reject)) else _failed(task, event, error)
 
 
+class _ConnectionLost(Exception):
+    """Inner signal: the database went away under an atomic receiver, and all that it did there went with it."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
 def _call(task: Any, event: Event, kwargs: dict[str, Any]) -> None:
-    if task.atomic:
+    if not task.atomic:
+        call(task, **kwargs)
+        return
+    connection = connections[event.using]
+    used = connection.connection
+    try:
         with transaction.atomic(using=event.using):
             call(task, **kwargs)
-    else:
-        call(task, **kwargs)
+    except (OperationalError, InterfaceError) as error:
+        if connection.connection is used and connection.is_usable():  # Django may have connected again already
+            raise
+        raise _ConnectionLost(error) from error
 
 
 # Settle ----------------------------------------------------------------------------------------------------------

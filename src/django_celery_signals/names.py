@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
+from os import register_at_fork
 from threading import Lock
 from types import FunctionType, ModuleType
 from typing import Any
@@ -24,6 +25,7 @@ _places_of_signals: WeakKeyDictionary[Signal, set[str]] = WeakKeyDictionary()
 _scanned: dict[str, Any] = {}  # modules looked through, by name
 _scanned_until: tuple[int, str] | None = None
 _lock = Lock()
+register_at_fork(after_in_child=lambda: globals().update(_lock=Lock()))  # a thread of the parent may hold it
 
 
 class UnknownSignal(Signal):
@@ -77,19 +79,21 @@ NAMED_OTHERWISE = (type(None), int, float, str, bytes, tuple, list, dict, type, 
 def find(path: str) -> Any:
     """Return what an already imported module holds under a name, or None."""
     module, _, qualname = path.partition(":")
-    found: Any = sys.modules.get(module)
-    for part in qualname.split("."):
+    first, *further = qualname.split(".")
+    found: Any = getattr(sys.modules.get(module), "__dict__", {}).get(first)
+    for part in further:
         found = _held(found, part)
     return found
 
 
 def _held(thing: Any, name: str) -> Any:
-    """Look into modules, classes and dictionaries only, past getattr(): it could run a property or ``__getattr__``."""
+    """Look into classes and dictionaries only, past getattr(): it could run a property or ``__getattr__``.
+
+    Not into a module that another one holds: every module can be reached by its own name, or should not be.
+    """
     if issubclass(type(thing), type):  # not isinstance(), which evaluates lazy objects
         held = next((vars(cls)[name] for cls in thing.__mro__ if name in vars(cls)), None)
         return held.__func__ if type(held) is staticmethod else held
-    if issubclass(type(thing), ModuleType):
-        return vars(thing).get(name)
     return thing.get(name) if type(thing) is dict else None
 
 

@@ -31,6 +31,7 @@ class ReceiverTask(DjangoTask):  # type: ignore[type-arg]
     """
 
     abstract = True
+    Request = "django_celery_signals.request:EventRequest"
 
     #: Run the receiver in a transaction on the event's database: its work there happens as a whole or not at all.
     atomic: bool = True
@@ -77,9 +78,30 @@ class ReceiverTask(DjangoTask):  # type: ignore[type-arg]
     def apply_async(self, /, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         """Call the task in a worker, with Celery's options; connected to a signal, be its receiver."""
         if kwargs and ARGUMENT in kwargs:
-            options.setdefault("argsrepr", summary_of(kwargs[ARGUMENT]))
+            if "argsrepr" not in options:  # of a retry
+                options["argsrepr"] = summary_of(kwargs[ARGUMENT])
             options.update(kwargsrepr="{}", ignore_result=True, add_to_parent=False)
         return DjangoTask.apply_async(self, args, kwargs, *more, **options)
+
+    @property
+    def override_max_retries(self) -> int | None:
+        """The limit of the last ``retry()`` of the running request.
+
+        Celery keeps it on the task, where another thread's request would find it, and the next one of this thread.
+        """
+        try:
+            limit: int | None = self.request.__dict__["override_max_retries"]
+        except KeyError:
+            raise AttributeError("This request has not been retried yet.") from None
+        return limit
+
+    @override_max_retries.setter
+    def override_max_retries(self, limit: int | None) -> None:
+        self.request.__dict__["override_max_retries"] = limit
+
+    @override_max_retries.deleter
+    def override_max_retries(self) -> None:
+        del self.request.__dict__["override_max_retries"]
 
     @classmethod
     def on_bound(cls, app: Celery) -> None:

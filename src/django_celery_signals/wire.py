@@ -26,22 +26,27 @@ def seal(envelope: Envelope) -> str:
     """Return an envelope as signed JSON text, of at most ``MAX_ENVELOPE_BYTES``: the largest arguments stay behind."""
     text, limit = _dump(envelope), conf.get().MAX_ENVELOPE_BYTES
     if len(text) > limit:
-        text = _dump_lightened(envelope, limit)
+        text = _dump_lightened(envelope, limit, len(text) - limit)
     return Signer(salt=_SALT).sign(text)
 
 
-def _dump_lightened(envelope: Envelope, limit: int) -> str:
+def _dump_lightened(envelope: Envelope, limit: int, excess: int) -> str:
     """Leave arguments behind, those with the largest instances first, until the rest is small enough."""
     reason = f"the sending was larger than MAX_ENVELOPE_BYTES ({limit} bytes)"
     absent = {TAG: "absent", "v": ["argument", reason]}
-    for name in sorted(envelope.kwargs, key=lambda name: _weight(envelope, name), reverse=True):
+    weights = {name: _weight(envelope, name) for name in envelope.kwargs}
+    for name in sorted(weights, key=lambda name: weights[name], reverse=True):
         logger.warning(
             "%s: the argument %r of %s stays behind: %s.", envelope.event.receiver, name, envelope.summary, reason
         )
-        envelope = _without_unused_objects(replace(envelope, kwargs={**envelope.kwargs, name: absent}))
-        text = _dump(envelope)
+        envelope = replace(envelope, kwargs={**envelope.kwargs, name: absent})
+        excess -= weights[name] - len(json.dumps(absent))
+        if excess > 0:
+            continue  # certainly too large still: what two arguments hold counts in both, but is in the text once
+        text = _dump(_without_unused_objects(envelope))
         if len(text) <= limit:
             return text
+    envelope = _without_unused_objects(envelope)
     return _dump(replace(envelope, changes={name: [absent, absent] for name in envelope.changes}))
 
 

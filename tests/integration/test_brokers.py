@@ -203,8 +203,8 @@ def test_json_only(celery_app: Celery, receiving: Receiving, broker: Broker) -> 
 
 
 @each_broker
-def test_threads_share_the_connection(celery_app: Celery, receiving: Receiving, broker: Broker) -> None:
-    """Many threads send at once over one connection; each event arrives once, in the order of its thread (H37)."""
+def test_threads_send_side_by_side(celery_app: Celery, receiving: Receiving, broker: Broker) -> None:
+    """Many threads send at once; each event arrives once, in its thread's order, over few connections (H37)."""
     receiving(doorbell, guarantee="immediate")
 
     def ring(thread: int) -> None:
@@ -217,7 +217,7 @@ def test_threads_share_the_connection(celery_app: Celery, receiving: Receiving, 
     kwargs = [dict(message.body["kwargs"]) for message in arrived(broker, 90)]
     for thread in range(6):
         assert list(range(15)) == [sent["number"] for sent in kwargs if sent["thread"] == thread]
-    assert 1 == len(publisher()._lines)
+    assert 6 >= len(publisher().lines(celery_app).idle)
 
 
 FORK = """

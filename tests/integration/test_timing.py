@@ -29,7 +29,7 @@ from django_celery_signals import publisher as publisher_module
 from django_celery_signals.publisher import Publisher, publisher
 from django_celery_signals.signals import event_lost, event_sent
 from tests.brokers import Broker
-from tests.drain import drain, take
+from tests.drain import arrived, drain, take
 from tests.parameters import each_broker, each_database, needs
 from tests.peers import Peer, in_front_of, settings_through
 from tests.project.celery import configure, disconnect
@@ -731,6 +731,23 @@ def test_broker_that_is_away_costs_a_bounded_time(broker: Broker, peer: Peer, re
     assert [True] + [False] * (2 * MANY - 1) == tried
     assert MANY < len(sent) == Tag.objects.count() - len(lost)
     wait_until(lambda: broker.message_count() >= len(sent), what="the messages")
+
+
+@pytest.mark.parametrize("fault", ["refused", "silent"])
+@each_broker("rabbitmq", "redis")
+@pytest.mark.django_db(transaction=True)
+def test_second_host_takes_over(broker: Broker, peer: Peer, receiving: Receiving, fault: str) -> None:
+    """When the first host of a broker refuses or never answers, the event goes to the second one in time (H31)."""
+    receiving(post_save, sender=Tag)
+    FAULTS[fault](peer)
+    through = settings_through(peer, broker)
+    configure({**through, "broker_url": [through["broker_url"], broker.url]})
+
+    with hearing(event_lost) as lost:
+        save_tags()
+
+    assert [] == lost
+    assert 1 == len(arrived(broker))
 
 
 @each_fault

@@ -8,6 +8,7 @@ import inspect
 import sys
 import weakref
 from collections.abc import Callable, Iterator
+from threading import Thread
 from types import ModuleType
 from typing import Any
 
@@ -93,6 +94,25 @@ def test_a_weak_method_of_a_spelling_lives(tasks: Tasks) -> None:
 
     assert isinstance(reference(), Spelling)
     assert target_of(task.name) is reference().__self__
+
+
+@pytest.mark.parametrize("in_a_thread", [False, True])
+def test_the_app_of_the_task_publishes(tasks: Tasks, celery_app: Celery, in_a_thread: bool) -> None:
+    """In a process with several Celery apps an event goes to the broker of the app that the task was made with."""
+    task, signal = tasks.of_app(), Signal()
+    signal.connect(task.delay)
+    warehouse = tasks.another_app()
+    warehouse.conf.task_default_queue = "warehouse"
+    warehouse.set_current()
+
+    if in_a_thread:
+        thread = Thread(target=signal.send, kwargs={"sender": None})
+        thread.start()
+        thread.join(10)
+    else:
+        signal.send(sender=None)
+
+    assert [1, 0] == [len(take(celery_app)), len(take(warehouse))]
 
 
 def test_a_spelling_without_a_signal_is_celerys_method(tasks: Tasks, celery_app: Celery) -> None:

@@ -111,6 +111,21 @@ def test_a_raw_request_is_recognised_by_its_signal() -> None:
     assert raw == sent({"environ": raw})["environ"]
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"wsgi.url_scheme": "http", "REQUEST_METHOD": "GET", "HTTP_COOKIE": "hidden"}, {"REQUEST_METHOD": "GET"}),
+        ({"asgi": {"version": "3.0"}, "type": "http", "headers": ["hidden"]}, {"type": "http"}),
+        ({"asgi": "yes", "type": "mine"}, {"asgi": "yes", "type": "mine"}),
+        ({"wsgi.url_scheme": "mine"}, {"wsgi.url_scheme": "mine"}),
+    ],
+    ids=["environ", "scope", "own", "own-too"],
+)
+def test_a_raw_request_is_recognised_by_its_form(value: dict[str, Any], expected: dict[str, Any]) -> None:
+    """What has the form of a WSGI environ or an ASGI scope is a request, whoever sends it; other data is data (H69)."""
+    assert expected == sent({"value": value})["value"]
+
+
 # Senders -----------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +98,11 @@ def test_retry_after_looks_ahead() -> None:
         ValueError, match=r"RetryAfter\(seconds=-1\): the delay is in seconds from now and cannot be neg"
     ):
         RetryAfter(-1)
+
+
+@pytest.mark.parametrize("error", [RetryAfter(2.5), RetryAfter(0, "later"), Discard("no use"), Fail("never")], ids=str)
+def test_decisions_pass_between_processes(error: Any) -> None:
+    """What a receiver raises to decide its outcome can be pickled, as Celery does with what tasks raise."""
+    again = pickle.loads(pickle.dumps(error))
+
+    assert (type(error), str(error), vars(error)) == (type(again), str(again), vars(again))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from datetime import timezone as fixed_timezone
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -280,8 +281,8 @@ def test_unknown_time_zone_is_left_alone(celery_app: Celery, receiving: Receivin
 
 
 @pytest.mark.django_db(transaction=True)
-def test_fixed_offset_is_no_obstacle(celery_app: Celery, receiving: Receiving) -> None:
-    """A sending under a bare offset runs; the worker's own time zone applies (H63)."""
+def test_fixed_offset_is_restored(celery_app: Celery, receiving: Receiving) -> None:
+    """A sending under a bare offset runs under that offset (H63)."""
     seen: list[str] = []
     receiving(doorbell, lambda: seen.append(timezone.get_current_timezone_name()))
     with timezone.override(fixed_timezone(timedelta(hours=5, minutes=45))):
@@ -289,7 +290,7 @@ def test_fixed_offset_is_no_obstacle(celery_app: Celery, receiving: Receiving) -
 
     outcome = work_next(celery_app)
 
-    assert ("SUCCESS", ["UTC"]) == (outcome.state, seen)
+    assert ("SUCCESS", ["UTC+05:45"]) == (outcome.state, seen)
 
 
 # Arguments ---------------------------------------------------------------------------------------------------------
@@ -1005,6 +1006,86 @@ def test_limit_of_one_retry_is_not_the_next_ones(celery_app: Celery, receiving: 
     second = work(celery_app, message)
 
     assert ["RETRY", "FAILURE"] == [first.state, second.state]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_limit_of_one_retry_is_not_another_threads(celery_app: Celery, receiving: Receiving) -> None:
+    """In a pool of threads, the many tries at one event do not lift max_retries for another that runs meanwhile."""
+    other: list[Outcome] = []
+
+    def run_another() -> None:
+        thread = Thread(target=lambda: other.append(work(celery_app, altered(message, version=wire.VERSION + 1))))
+        thread.start()
+        thread.join(10)
+        raise ZeroDivisionError("again")
+
+    receiving(doorbell, run_another, autoretry_for=(ZeroDivisionError,), max_retries=0)
+    doorbell.send(sender=None)
+    (message,) = take(celery_app)
+
+    assert "FAILURE" == work(celery_app, message).state
+    assert ["RETRY"] == [outcome.state for outcome in other]
+
+
+def break_off(alias: str) -> None:
+    """Let the server end the connection that is in use."""
+    connection = connections[alias]
+    connection.ensure_connection()
+    end, number = {
+        "postgresql": ("SELECT pg_terminate_backend(%s)", lambda raw: raw.info.backend_pid),
+        "mysql": ("KILL %s", lambda raw: raw.thread_id()),
+    }[connection.vendor]
+    other = connection.copy()
+    with other.cursor() as cursor:
+        cursor.execute(end, [number(connection.connection)])
+    other.close()
+
+
+@pytest.mark.parametrize(("atomic", "expected"), [(True, "RETRY"), (False, "FAILURE")])
+@each_database("postgres", "mariadb")
+def test_connection_that_dies_under_a_receiver(
+    celery_app: Celery, receiving: Receiving, alias: str, atomic: bool, expected: str
+) -> None:
+    """A receiver that lost its database is run again, if all that it did there went with the connection."""
+
+    def receive() -> None:
+        break_off(alias)
+        Tag.objects.using(alias).count()
+
+    receiving(doorbell, receive, atomic=atomic)
+    doorbell.send(sender=None, using=alias)
+
+    with hearing(receiver_failed) as heard:
+        outcome = work_next(celery_app)
+    connections[alias].close()
+
+    assert (expected, [expected == "RETRY"]) == (outcome.state, [told["will_retry"] for told in heard])
+
+
+@each_database("postgres", "mariadb")
+def test_database_error_of_a_receiver(celery_app: Celery, receiving: Receiving, alias: str) -> None:
+    """An error of the database alone, while the connection lives, fails the receiver."""
+    receiving(doorbell, raising(OperationalError("no such column")))
+    doorbell.send(sender=None, using=alias)
+
+    assert "FAILURE" == work_next(celery_app).state
+
+
+@pytest.mark.django_db(transaction=True)
+def test_failing_receiver_stops_no_other(celery_app: Celery, receiving: Receiving) -> None:
+    """Each receiver of one sending has an event of its own, and succeeds or fails by itself."""
+    ids: list[str] = []
+
+    def fail(event: Event) -> None:
+        ids.append(event.id)
+        raise ZeroDivisionError
+
+    receiving(doorbell, fail)
+    receiving(doorbell, lambda event: ids.append(event.id))
+    doorbell.send(sender=None)
+
+    assert ["FAILURE", "SUCCESS"] == [work(celery_app, message).state for message in take(celery_app)]
+    assert 2 == len(set(ids))
 
 
 @pytest.mark.django_db(transaction=True)

@@ -1,9 +1,7 @@
-"""The publisher: one line per app, bounded in time, a circuit breaker, and a kept connection that may have died."""
+"""The publisher: bounded in time, with a circuit breaker."""
 
 from __future__ import annotations
 
-import contextvars
-import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +17,7 @@ from kombu.exceptions import OperationalError
 
 from django_celery_signals import PublishError, PublishTimeout
 from django_celery_signals import publisher as module
-from django_celery_signals.publisher import Breaker, Line, Publisher, connection_for, project_app, publisher
-from tests.waiting import wait_until
+from django_celery_signals.publisher import Breaker, Publisher, publisher
 
 TIMEOUT = 0.3
 SHORT = override_settings(DJANGO_CELERY_SIGNALS={"PUBLISH_TIMEOUT": TIMEOUT})
@@ -80,7 +77,7 @@ def test_breaker_opens_for_longer_and_longer(clock: SimpleNamespace) -> None:
     breaker, pauses = Breaker(), []
 
     for _ in range(7):
-        breaker.failed()
+        breaker.failed(clock.now)
         start = clock.now
         while not breaker.allows():
             clock.now += 0.5
@@ -92,7 +89,7 @@ def test_breaker_opens_for_longer_and_longer(clock: SimpleNamespace) -> None:
 def test_breaker_lets_one_try_after_the_pause(clock: SimpleNamespace) -> None:
     """Of several callers after the pause only the first may try, until the next pause is over."""
     breaker = Breaker()
-    breaker.failed()
+    breaker.failed(clock.now)
     clock.now += 1.0
 
     assert [True, False, False] == [breaker.allows() for _ in range(3)]
@@ -104,36 +101,34 @@ def test_breaker_lets_one_try_after_the_pause(clock: SimpleNamespace) -> None:
 def test_breaker_closes_at_the_first_success(clock: SimpleNamespace) -> None:
     """After a success everybody may try again, and the next pause is the first one's length."""
     breaker = Breaker()
-    breaker.failed()
-    breaker.failed()
+    breaker.failed(clock.now)
+    breaker.failed(clock.now)
     breaker.succeeded()
 
     assert [True, True] == [breaker.allows() for _ in range(2)]
 
-    breaker.failed()
+    breaker.failed(clock.now)
     clock.now += 1.0
+    assert breaker.allows()
+
+
+def test_breaker_learns_an_outage_once(clock: SimpleNamespace) -> None:
+    """What began before the breaker opened, and fails after that, does not lengthen the pause (H31)."""
+    breaker = Breaker()
+    breaker.failed(clock.now)
+    clock.now += 0.5
+    for _ in range(8):
+        breaker.failed(clock.now - 1)
+
+    clock.now += 0.5
     assert breaker.allows()
 
 
 # A publication -----------------------------------------------------------------------------------------------------
 
 
-def test_publication_gets_a_producer_and_the_context(celery_app: Celery, own: Publisher) -> None:
-    """A publication runs in the publisher's thread, with a producer and the caller's context variables."""
-    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="nobody's")
-    seen: list[Any] = []
-    variable.set("the caller's")
-
-    def publish(producer: Any) -> None:
-        seen.extend([producer.channel.connection.client.transport_cls, variable.get(), threading.current_thread().name])
-
-    own.publish(celery_app, publish)
-
-    assert ["memory", "the caller's", "django-celery-signals-publisher"] == seen
-
-
 def test_publications_of_a_thread_keep_their_order(celery_app: Celery, own: Publisher) -> None:
-    """Threads share one connection, everything is published once, and each thread's order is kept (H37)."""
+    """Everything that many threads publish is published once, and each thread's order is kept (H37)."""
     published: list[tuple[int, int]] = []
 
     def publish_all(thread: int) -> None:
@@ -148,42 +143,43 @@ def test_publications_of_a_thread_keep_their_order(celery_app: Celery, own: Publ
         assert list(range(25)) == [number for who, number in published if who == thread]
 
 
-def test_connection_is_kept(celery_app: Celery, own: Publisher) -> None:
-    """One connection serves one publication after the other."""
-    producers: list[Any] = []
+def test_one_caller_waits_for_no_other(celery_app: Celery, own: Publisher) -> None:
+    """Publications of several callers are under way at the same time."""
+    meeting = threading.Barrier(3, timeout=10)
 
-    own.publish(celery_app, producers.append)
-    own.publish(celery_app, producers.append)
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(own.publish, celery_app, lambda _: meeting.wait()) for _ in range(3)]
 
-    assert producers[0] is producers[1]
+    assert [None] * 3 == [one.exception() for one in waiting]
+    assert 3 == len(own.lines(celery_app).idle)
 
 
 def test_closed_publisher_connects_again(celery_app: Celery, own: Publisher) -> None:
-    """After close() the next publication opens a new connection, and the old thread ends."""
+    """After close() the next publication opens a new connection."""
     producers: list[Any] = []
     own.publish(celery_app, producers.append)
-    line = own._lines[id(celery_app)]
+    (line,) = own.lines(celery_app).idle
 
     own.close()
     own.publish(celery_app, producers.append)
 
     assert producers[0] is not producers[1]
-    wait_until(lambda: line._connection is None, what="the old connection to be released")
+    assert line.left
 
 
-def test_each_app_has_a_line(celery_app: Celery, own: Publisher) -> None:
+def test_each_app_has_its_lines(celery_app: Celery, own: Publisher) -> None:
     """Messages of two apps go over two connections; an app that lies where another one lay gets a new one."""
     producers: list[Any] = []
     second = Celery("second", broker="memory://", set_as_current=False)
     try:
         own.publish(celery_app, producers.append)
         own.publish(second, producers.append)
-        first_line = own._lines[id(celery_app)]
-        first_line.app = second
+        lines = own.lines(celery_app)
+        lines.app = second
         own.publish(celery_app, producers.append)
     finally:
         second.close()
-    first_line.leave()
+    lines.close()
 
     assert 3 == len({id(producer) for producer in producers})
 
@@ -194,15 +190,16 @@ def test_each_app_has_a_line(celery_app: Celery, own: Publisher) -> None:
 @SHORT
 def test_timeout_leaves_the_line(celery_app: Celery, own: Publisher, stuck: Callable[[Any], None]) -> None:
     """A publication that does not come back in time is left behind with its thread; the next one gets a new thread."""
+    own.publish(celery_app, do_nothing)
+    (left,) = own.lines(celery_app).idle
     with pytest.raises(PublishTimeout, match=r"within 0\.3 s"):
         own.publish(celery_app, stuck)
-    left = own._lines[id(celery_app)]
 
     own.breaker.succeeded()
     own.publish(celery_app, do_nothing)
 
     assert left.left
-    assert left is not own._lines[id(celery_app)]
+    assert [left] != own.lines(celery_app).idle
 
 
 def test_timeout_of_one_publication(celery_app: Celery, own: Publisher, stuck: Callable[[Any], None]) -> None:
@@ -224,82 +221,25 @@ def test_timeout_opens_the_breaker(celery_app: Celery, own: Publisher, stuck: Ca
 
 
 @SHORT
-def test_what_waits_behind_a_stuck_publication_is_given_up(
-    celery_app: Celery, own: Publisher, stuck: Callable[[Any], None]
-) -> None:
-    """Who waits behind a publication that does not come back times out as well, and is never published later."""
-    published: list[str] = []
-
-    def second() -> None:
-        own.publish(celery_app, lambda _: published.append("late"))
-
-    with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(own.publish, celery_app, stuck)
-        wait_until(lambda: id(celery_app) in own._lines and own._lines[id(celery_app)]._connection, what="the first")
-        line = own._lines[id(celery_app)]
-        behind = pool.submit(second)
-        assert isinstance(first.exception(10), PublishTimeout)
-        assert isinstance(behind.exception(10), PublishTimeout)
-
-    assert line.left
-    assert [] == published
-
-
-@SHORT
-def test_timeouts_behind_one_publication_count_once(
+def test_timeouts_at_the_same_time_count_once(
     celery_app: Celery, own: Publisher, stuck: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many wait behind a publication that does not come back, the breaker is told once (H31)."""
-    told: list[bool] = []
-    monkeypatch.setattr(own.breaker, "failed", lambda: told.append(True))
-
+    """However many wait for a broker that does not answer, the breaker opens as for one of them (H31)."""
     with ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(own.publish, celery_app, stuck) for _ in range(8)]
 
     assert {PublishTimeout} == {type(one.exception()) for one in waiting}
-    assert [True] == told
+    assert module.FIRST_PAUSE == own.breaker._pause
 
 
-def test_what_is_queued_behind_the_end_is_not_published(celery_app: Celery) -> None:
-    """A line that was left takes no more work, and drops what it has (H31)."""
-    running, end, published = threading.Event(), threading.Event(), []
+@SHORT
+def test_waiting_for_others_is_no_outage(celery_app: Celery, own: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits in vain for a line, because a healthy broker is busy, does not keep later callers away."""
+    monkeypatch.setattr(own.lines(celery_app), "_free", threading.BoundedSemaphore(1))
+    with own.lines(celery_app).line(1), pytest.raises(PublishTimeout, match="other messages of this process"):
+        own.publish(celery_app, do_nothing)
 
-    def first(producer: Any) -> None:
-        running.set()
-        end.wait(10)
-
-    line = Line(celery_app)
-    done = line.submit(first)
-    assert running.wait(10)
-    behind = line.submit(lambda _: published.append("late"))
-    line.leave()
-    end.set()
-
-    assert done.exception(10) is None
-    wait_until(lambda: line._connection is None, what="the connection to be released")
-    assert not behind.done()
-    assert [] == published
-
-
-def test_cancelled_work_is_not_published(celery_app: Celery) -> None:
-    """A publication whose caller gave up before it began is skipped; the line goes on."""
-    running, end, published = threading.Event(), threading.Event(), []
-
-    def first(producer: Any) -> None:
-        running.set()
-        end.wait(10)
-
-    line = Line(celery_app)
-    line.submit(first)
-    assert running.wait(10)
-    given_up = line.submit(lambda _: published.append("given up"))
-    given_up.cancel()
-    last = line.submit(lambda _: published.append("last"))
-    end.set()
-
-    assert last.exception(10) is None
-    line.leave()
-    assert ["last"] == published
+    own.publish(celery_app, do_nothing)
 
 
 @pytest.mark.parametrize(
@@ -355,7 +295,7 @@ def test_transport_that_is_not_installed(celery_app: Celery, own: Publisher, mon
 
 def test_message_error_closes_the_breaker(celery_app: Celery, own: Publisher, clock: SimpleNamespace) -> None:
     """Where one caller tries whether the broker is back, an error of its message says that it is (H31)."""
-    own.breaker.failed()
+    own.breaker.failed(clock.now)
     clock.now += 1.0
 
     with pytest.raises(PublishError, match="TypeError"):
@@ -378,7 +318,6 @@ def test_publication_from_within_a_publication(celery_app: Celery, own: Publishe
     own.publish(celery_app, publish)
 
     assert 2 == len(set(map(id, producers)))
-    assert not own._lines[id(celery_app)].left
 
 
 def test_failure_from_within_a_publication(celery_app: Celery, own: Publisher) -> None:
@@ -397,151 +336,7 @@ def test_failure_from_within_a_publication(celery_app: Celery, own: Publisher) -
     assert [error] == [failure.__cause__ for failure in caught]
 
 
-def test_dead_kept_connection_is_replaced(celery_app: Celery, own: Publisher) -> None:
-    """When a kept connection turns out to be dead, the message is published over a new one, and nobody is told."""
-    producers: list[Any] = []
-
-    def publish(producer: Any) -> None:
-        producers.append(producer)
-        if len(producers) == 2:
-            raise ConnectionResetError("The broker was restarted.")
-
-    own.publish(celery_app, publish)
-    own._lines[id(celery_app)]._connection = _Recoverable(own._lines[id(celery_app)]._connection)  # type: ignore[assignment]
-    own.publish(celery_app, publish)
-
-    assert 3 == len(producers)
-    assert producers[0] is producers[1]
-    assert producers[1] is not producers[2]
-
-
-def test_new_connection_is_not_replaced(celery_app: Celery, own: Publisher) -> None:
-    """A connection that fails at its first publication is not tried a second time."""
-    tries: list[Any] = []
-
-    def publish(producer: Any) -> None:
-        tries.append(producer)
-        raise ConnectionResetError("The broker hangs up.")
-
-    with pytest.raises(PublishError):
-        own.publish(celery_app, publish)
-
-    assert 1 == len(tries)
-
-
-def test_dead_connection_of_a_left_line_is_not_replaced(celery_app: Celery) -> None:
-    """A line that was left does not publish again what its caller has given up."""
-    tries: list[Any] = []
-
-    def publish(producer: Any) -> None:
-        tries.append(producer)
-        line.leave()
-        raise ConnectionResetError("The broker was restarted.")
-
-    line = Line(celery_app)
-    assert line.submit(do_nothing).exception(10) is None
-    line._connection = _Recoverable(line._connection)  # type: ignore[assignment]
-
-    assert isinstance(line.submit(publish).exception(10), ConnectionResetError)
-    assert 1 == len(tries)
-
-
-class _Recoverable:
-    """A connection of the memory transport, which knows no errors, with those of a network."""
-
-    recoverable_connection_errors = (ConnectionError,)
-    recoverable_channel_errors = ()
-
-    def __init__(self, connection: Any) -> None:
-        self.release = connection.release
-
-
-def test_connection_that_fails_to_close(celery_app: Celery, own: Publisher, caplog: pytest.LogCaptureFixture) -> None:
-    """An error while closing a connection that failed anyway is only worth a line for debugging."""
-    own.publish(celery_app, do_nothing)
-    connection = own._lines[id(celery_app)]._connection
-    assert connection is not None
-    connection.release, release = failing(OSError("Already gone.")), connection.release  # type: ignore[method-assign]
-    connection.release = lambda: failing(OSError("Already gone."))(None)  # type: ignore[method-assign]
-
-    with caplog.at_level(logging.DEBUG, logger=module.__name__), pytest.raises(PublishError, match="QueueNotFound"):
-        own.publish(celery_app, failing(QueueNotFound("no such queue")))
-    release()
-
-    assert "Already gone." in caplog.text
-
-
-# The connection ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("amqp://broker//", {"confirm_publish": True}),
-        ("pyamqp://broker//", {"confirm_publish": True}),
-        ("redis://broker/0", {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT}),
-        ("memory://", {}),
-    ],
-)
-@SHORT
-def test_connection_is_bounded_where_the_transport_can(celery_app: Celery, url: str, expected: dict[str, Any]) -> None:
-    """RabbitMQ confirms what it took, Redis gets its timeouts, and nobody tries more than once."""
-    celery_app.conf.broker_url = url
-
-    connection = connection_for(celery_app)
-
-    options = connection.transport_options
-    assert {**expected, "max_retries": 0, "interval_start": 0, "interval_step": 0, "interval_max": 0} == options
-    assert TIMEOUT == connection.connect_timeout
-
-
-@SHORT
-def test_connection_keeps_the_projects_options(celery_app: Celery) -> None:
-    """The project's own transport options win over the publisher's, except for the number of tries."""
-    celery_app.conf.broker_url = "redis://broker/0"
-    celery_app.conf.broker_transport_options = {"socket_timeout": 9, "global_keyprefix": "mine:", "max_retries": 99}
-
-    options = connection_for(celery_app).transport_options
-
-    assert (9, "mine:", 0) == (options["socket_timeout"], options["global_keyprefix"], options["max_retries"])
-
-
-def test_connection_tries_every_host_once(celery_app: Celery) -> None:
-    """With several brokers, each is tried once."""
-    celery_app.conf.broker_url = "amqp://one//;amqp://two//;amqp://three//"
-
-    assert 2 == connection_for(celery_app).transport_options["max_retries"]
-
-
-# The app -----------------------------------------------------------------------------------------------------------
-
-
-def test_project_app_is_the_current_one(celery_app: Celery) -> None:
-    """The current app is the project's when it was configured."""
-    assert celery_app is project_app()
-
-
-def test_project_app_past_celerys_fallback(celery_app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread for which Celery fell back to an unconfigured app publishes through the project's all the same."""
-    fallback = Celery("fallback", loader="default", set_as_current=False)
-    monkeypatch.setattr(module, "current_app", SimpleNamespace(_get_current_object=lambda: fallback))
-    monkeypatch.setattr(module, "_get_active_apps", lambda: {fallback, celery_app})
-
-    assert celery_app is project_app()
-    fallback.close()
-
-
-def test_project_app_is_not_guessed(celery_app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With two apps to choose from, or none, Celery's own choice stands."""
-    fallback = Celery("fallback", loader="default", set_as_current=False)
-    second = Celery("second", set_as_current=False)
-    monkeypatch.setattr(module, "current_app", SimpleNamespace(_get_current_object=lambda: fallback))
-
-    for others in (set(), {celery_app, second}):
-        monkeypatch.setattr(module, "_get_active_apps", lambda others=others: {fallback, *others})
-        assert fallback is project_app()
-    fallback.close()
-    second.close()
+# The process -------------------------------------------------------------------------------------------------------
 
 
 def test_a_process_has_one_publisher() -> None:
@@ -561,11 +356,11 @@ def test_a_forked_process_has_its_own(celery_app: Celery, monkeypatch: pytest.Mo
     published: list[Any] = []
 
     with parents._lock:
-        module._begin_anew()
+        monkeypatch.setattr(parents, "pid", parents.pid + 1)
         publisher().publish(celery_app, published.append)
 
     assert parents is not publisher()
     assert [parents] == inherited
     assert 1 == len(published)
-    assert not parents._lines[id(celery_app)].left
+    assert [False] == [line.left for line in parents.lines(celery_app).idle]
     publisher().close()

@@ -243,6 +243,19 @@ def test_the_largest_arguments_stay_behind(log: pytest.LogCaptureFixture) -> Non
     assert "xxx" not in log.text
 
 
+@override_settings(DJANGO_CELERY_SIGNALS={"MAX_ENVELOPE_BYTES": 30_000})
+def test_many_arguments_are_not_written_again_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many arguments have to stay behind, the envelope is written as text a few times only (H64)."""
+    written: list[int] = []
+    dump = wire._dump
+    monkeypatch.setattr(wire, "_dump", lambda envelope: written.append(1) or dump(envelope))
+
+    arrived = sent({f"argument_{number}": "x" * 1000 for number in range(100)})
+
+    assert 15 < sum(type(arrived[name]) is str for name in arrived.envelope.kwargs) < 25
+    assert len(written) < 10
+
+
 @override_settings(DJANGO_CELERY_SIGNALS=SMALL)
 def test_an_envelope_that_fits_is_left_alone(log: pytest.LogCaptureFixture) -> None:
     """An envelope of just the allowed size travels whole."""

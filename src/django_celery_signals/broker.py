@@ -1,0 +1,63 @@
+"""The project's Celery app and its broker: which app it is, how to connect in time, which errors mean what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amqp.exceptions import ConnectionError as AMQPConnectionError
+from celery import Celery, current_app
+from celery._state import _get_active_apps  # type: ignore[attr-defined]
+from celery.loaders.default import Loader as FallbackLoader
+from kombu import Connection
+from kombu.exceptions import OperationalError
+
+from . import conf
+
+
+def project_app() -> Celery:
+    """Return the project's Celery app, also in threads started before it was loaded.
+
+    A ``@shared_task`` touched too early makes Celery fall back to an unconfigured app, which then stays the default of
+    every thread but the one that loads the project's own. Publishing there would go to ``amqp://localhost``.
+    """
+    app: Celery = current_app._get_current_object()  # type: ignore[attr-defined]
+    if is_fallback(app):
+        others: list[Celery] = [other for other in _get_active_apps() if not is_fallback(other)]
+        if len(others) == 1:
+            return others[0]
+    return app
+
+
+def is_fallback(app: Celery) -> bool:
+    """Tell whether an app is the unconfigured one that Celery makes when it is asked too early."""
+    return isinstance(app.loader, FallbackLoader)
+
+
+def connection_for(app: Celery) -> Connection:
+    """Return a new connection that tries each of the broker's hosts once, and fails in time where the transport can."""
+    timeout = conf.get().PUBLISH_TIMEOUT
+    connection = app.connection_for_write()
+    hosts = len(connection.alt) or 1
+    share = timeout if hosts == 1 else timeout / (hosts + 0.5)  # leaves time to publish after the last of them
+    connection.connect_timeout = share  # of each; given to connection_for_write(), it would be that of all together
+    once = {"max_retries": hosts - 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+    bounded: dict[str, Any] = {}
+    if connection.transport_cls in ("amqp", "amqps", "pyamqp"):
+        # Confirmed, "sent" means: the broker has it, not: it is in a socket's buffer.
+        bounded = {"confirm_publish": True, "read_timeout": timeout, "write_timeout": timeout}
+    elif connection.transport_cls in ("redis", "rediss", "sentinel"):
+        bounded = {"socket_timeout": share, "socket_connect_timeout": share}
+    given = connection.transport_options or {}
+    connection.transport_options = {**bounded, **given, **once, "connect_retries_timeout": timeout}
+    return connection
+
+
+def is_outage(error: BaseException) -> bool:
+    """Tell whether an error speaks of the broker rather than of the message. Celery translates most that do."""
+    return isinstance(error, (OperationalError, OSError, AMQPConnectionError))
+
+
+def may_be_renewed(connection: Connection, error: Exception) -> bool:
+    """Tell whether a new connection may help. Celery makes an OperationalError of most such errors."""
+    errors = (*connection.recoverable_connection_errors, *connection.recoverable_channel_errors)
+    return isinstance(error, (OperationalError, *errors))

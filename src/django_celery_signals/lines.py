@@ -1,0 +1,153 @@
+"""The threads that publish, each with a connection to the broker of its own, lent to one caller at a time."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any
+
+from celery import Celery
+from django.db import close_old_connections
+from kombu import Connection
+
+from .broker import connection_for, may_be_renewed
+from .exceptions import PublishError, PublishTimeout
+
+logger = logging.getLogger(__name__)
+
+Publish = Callable[[Any], Any]  # given a kombu Producer
+
+MOST_LINES = 10  # of an app; Celery keeps as many connections in its own pool
+
+
+class Line:
+    """One thread and its connection to the broker."""
+
+    def __init__(self, app: Celery) -> None:
+        """Start the thread; it connects when there is something to publish."""
+        self.app = app
+        self.left = False  # whether nobody waits for it any more
+        self._work: queue.SimpleQueue[tuple[Publish, Future[None]] | None] = queue.SimpleQueue()
+        self._connection: Connection | None = None
+        self._producer: Any = None
+        threading.Thread(target=self._run, name="django-celery-signals-publisher", daemon=True).start()
+
+    def submit(self, publish: Publish) -> Future[None]:
+        """Begin one publication and return what will become of it; it sees the caller's context variables."""
+        done: Future[None] = Future()
+        context = contextvars.copy_context()
+        self._work.put((lambda producer: context.run(publish, producer), done))
+        return done
+
+    def leave(self) -> None:
+        """End the thread, once it comes back from what it is doing."""
+        self.left = True
+        self._work.put(None)
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            publish, done = work
+            if done.set_running_or_notify_cancel():
+                self._settle(publish, done)
+        self._close()
+
+    def _settle(self, publish: Publish, done: Future[None]) -> None:
+        error: BaseException | None = None
+        try:
+            self._publish(publish)
+        except BaseException as raised:  # handed to the caller, whatever it is
+            error = raised
+            self._close()
+        close_old_connections()  # to databases, of listeners to Celery's signals; no request ends in this thread
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def _publish(self, publish: Publish) -> None:
+        """Publish; over a kept connection that turns out to be dead, once more over a new one."""
+        kept = self._connection
+        if kept is None:
+            self._connect()
+            publish(self._producer)
+            return
+        try:
+            publish(self._producer)
+        except Exception as error:
+            self._close()
+            if self.left or not may_be_renewed(kept, error):
+                raise
+            self._connect()
+            publish(self._producer)
+
+    def _connect(self) -> None:
+        self._connection = connection_for(self.app)
+        self._producer = self.app.amqp.Producer(self._connection, auto_declare=False)
+
+    def _close(self) -> None:
+        connection, self._connection, self._producer = self._connection, None, None
+        if connection is not None:
+            try:
+                connection.release()
+            except Exception as error:
+                logger.debug("Closing the publisher's connection failed: %r", error)
+
+
+class Lines:
+    """The lines of one app. Callers one after the other share a line; more are opened for callers at the same time."""
+
+    def __init__(self, app: Celery) -> None:
+        """Begin without a line."""
+        self.app = app
+        self.idle: list[Line] = []
+        self._closed = False
+        self._free = threading.BoundedSemaphore(MOST_LINES)
+
+    @contextmanager
+    def line(self, timeout: float) -> Iterator[Line]:
+        """Lend a line to nobody else for a while.
+
+        Args:
+            timeout: seconds to wait, at most, while all are lent.
+
+        When the caller gives up, with whatever exception, the line is left behind.
+
+        Raises:
+            PublishTimeout: when none came back in that time.
+            PublishError: when a thread cannot be started.
+        """
+        if not self._free.acquire(timeout=timeout):
+            raise PublishTimeout(f"The broker is slow: {MOST_LINES} other messages of this process wait for it.")
+        try:
+            line = self._take()
+            try:
+                yield line
+            except BaseException:  # it may still be publishing
+                line.leave()
+                raise
+            self.idle.append(line)
+        finally:
+            self._free.release()
+        if self._closed:
+            self.close()
+
+    def _take(self) -> Line:
+        try:
+            return self.idle.pop()  # the one used last, so that a single caller has a single connection
+        except IndexError:
+            pass
+        try:
+            return Line(self.app)
+        except RuntimeError as error:
+            raise PublishError(f"No thread can be started that would publish: {error}.") from error
+
+    def close(self) -> None:
+        """Let go of every connection, also of those that are lent, as soon as they come back."""
+        self._closed = True
+        while self.idle:
+            self.idle.pop().leave()

@@ -1,0 +1,96 @@
+"""The project's Celery app, a connection that is bounded in time, and what errors mean."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery import Celery
+from django.test import override_settings
+
+from django_celery_signals import broker as module
+from django_celery_signals.broker import connection_for, project_app
+
+TIMEOUT = 0.3
+CONFIRMED = {"confirm_publish": True, "read_timeout": TIMEOUT, "write_timeout": TIMEOUT}
+ONCE = {"max_retries": 0, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+SHORT = override_settings(DJANGO_CELERY_SIGNALS={"PUBLISH_TIMEOUT": TIMEOUT})
+
+
+# The connection ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("amqp://broker//", CONFIRMED),
+        ("pyamqp://broker//", CONFIRMED),
+        ("redis://broker/0", {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT}),
+        ("memory://", {}),
+    ],
+)
+@SHORT
+def test_connection_is_bounded_where_the_transport_can(celery_app: Celery, url: str, expected: dict[str, Any]) -> None:
+    """RabbitMQ confirms what it took, Redis gets its timeouts, and nobody tries more than once."""
+    celery_app.conf.broker_url = url
+
+    connection = connection_for(celery_app)
+
+    assert {**expected, **ONCE, "connect_retries_timeout": TIMEOUT} == connection.transport_options
+    assert TIMEOUT == connection.connect_timeout
+
+
+@SHORT
+def test_connection_keeps_the_projects_options(celery_app: Celery) -> None:
+    """The project's own transport options win over the publisher's, except for the number of tries."""
+    celery_app.conf.broker_url = "redis://broker/0"
+    celery_app.conf.broker_transport_options = {"socket_timeout": 9, "global_keyprefix": "mine:", "max_retries": 99}
+
+    options = connection_for(celery_app).transport_options
+
+    assert (9, "mine:", 0) == (options["socket_timeout"], options["global_keyprefix"], options["max_retries"])
+
+
+@pytest.mark.parametrize("scheme", ["amqp", "redis"])
+@SHORT
+def test_connection_tries_every_host_once(celery_app: Celery, scheme: str) -> None:
+    """Of several brokers each is tried once, for a share of the time, so that a silent one leaves some to the next."""
+    celery_app.conf.broker_url = ";".join(f"{scheme}://{host}/" for host in ("one", "two", "three"))
+
+    connection = connection_for(celery_app)
+
+    assert (2, TIMEOUT) == tuple(map(connection.transport_options.get, ("max_retries", "connect_retries_timeout")))
+    assert TIMEOUT > 3 * connection.connect_timeout > TIMEOUT / 2
+    assert TIMEOUT > 3 * connection.transport_options.get("socket_timeout", connection.connect_timeout)
+
+
+# The app -----------------------------------------------------------------------------------------------------------
+
+
+def test_project_app_is_the_current_one(celery_app: Celery) -> None:
+    """The current app is the project's when it was configured."""
+    assert celery_app is project_app()
+
+
+def test_project_app_past_celerys_fallback(celery_app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread for which Celery fell back to an unconfigured app publishes through the project's all the same."""
+    fallback = Celery("fallback", loader="default", set_as_current=False)
+    monkeypatch.setattr(module, "current_app", SimpleNamespace(_get_current_object=lambda: fallback))
+    monkeypatch.setattr(module, "_get_active_apps", lambda: {fallback, celery_app})
+
+    assert celery_app is project_app()
+    fallback.close()
+
+
+def test_project_app_is_not_guessed(celery_app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two apps to choose from, or none, Celery's own choice stands."""
+    fallback = Celery("fallback", loader="default", set_as_current=False)
+    second = Celery("second", set_as_current=False)
+    monkeypatch.setattr(module, "current_app", SimpleNamespace(_get_current_object=lambda: fallback))
+
+    for others in (set(), {celery_app, second}):
+        monkeypatch.setattr(module, "_get_active_apps", lambda others=others: {fallback, *others})
+        assert fallback is project_app()
+    fallback.close()
+    second.close()
