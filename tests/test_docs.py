@@ -177,3 +177,15 @@ def test_links(path: str) -> None:
     text = (ROOT / path).read_text()
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
     assert [target for target in targets if not ((ROOT / path).parent / target).exists()] == []
+
+
+def test_guarantees_are_held() -> None:
+    """Every test that the guarantees name exists, and every promise names one."""
+    page = (ROOT / "docs" / "guarantees.md").read_text()
+    tests = {
+        name for path in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    promises = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith("| promise")]
+
+    assert set() == set(re.findall(r"`(test_\w+)`", page)) - tests
+    assert [] == [line for line in promises if "---" not in line and "`test_" not in line]
