@@ -194,4 +194,5 @@ def test_a_damaged_envelope_is_read_or_refused(envelopes: list[str], seed: int) 
 
     assert {"refused", "read", "row missing"} == set(outcomes)
     assert min(outcomes["refused"], outcomes["read"]) > SIZE // 10
-    assert set() == set(sys.modules) - imported
+    # Where the machine has no such file, Python looks for a time zone in its package of time zones.
+    assert set() == {name.partition(".")[0] for name in set(sys.modules) - imported} - {"tzdata", "importlib"}

@@ -29,6 +29,7 @@ from django_celery_signals.dispatch import counts
 from django_celery_signals.publisher import Publisher
 from django_celery_signals.signals import event_lost, event_sent
 from tests.drain import Published, run, take
+from tests.project.celery import disconnect
 from tests.receiving import Receiving, hearing
 from tests.shop.models import Customer, Tag
 
@@ -491,6 +492,7 @@ def test_a_message_sent_while_another_is_published(celery_app: Celery, receiving
             opening_time.send(sender="door")
 
     before_task_publish.connect(listener)
+    disconnect()  # older versions of Celery go on with the list of listeners of before
     try:
         closing_time.send(sender="door")
     finally:
