@@ -15,8 +15,8 @@ from django.dispatch import Signal
 from django.http import QueryDict
 from django.utils.datastructures import MultiValueDict
 
-from django_celery_signals import standins
-from django_celery_signals.codec import Decoder, Encoder
+from django_celery_signals.codec import standins
+from django_celery_signals.codec.core import Decoder, Encoder
 from django_celery_signals.envelope import Envelope, Reader, Sending, write
 from django_celery_signals.wire import seal, unseal
 

@@ -1,7 +1,5 @@
 """Connect Celery tasks directly to Django signals."""
 
-from . import codec_names as _codec_names  # noqa: F401 - registers codecs
-from . import codec_types as _codec_types  # noqa: F401 - registers codecs
 from .codec import register_codec
 from .event import Event, current_event
 from .exceptions import (

@@ -22,10 +22,10 @@ from django.dispatch import Signal
 
 from . import conf, names
 from .broker import is_fallback, project_app
+from .codec.instances import as_instance
 from .dispatch import AUDIT, dispatch, lose
 from .envelope import Sending, write
 from .exceptions import ConnectError, LoopDetected
-from .instances import as_instance
 from .options import SendingOptions, lets_through, merged
 from .signals import LIFECYCLE
 

@@ -21,8 +21,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.fields.files import FieldFile
 from django.db.models.signals import post_save
 
+from .codec.instances import as_instance
 from .exceptions import ConnectError
-from .instances import as_instance
 
 _VALUES = "_django_celery_signals_values"
 _UID = "django_celery_signals.changes"

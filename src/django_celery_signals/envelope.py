@@ -16,12 +16,13 @@ from django.dispatch import Signal
 from django.utils import timezone as django_timezone
 from django.utils import translation
 
-from . import conf, names, standins
+from . import conf, names
 from .changes import changes_of
-from .codec import TAG, Decoder, Encoder, Unencodable
+from .codec import standins
+from .codec.core import TAG, Decoder, Encoder, Unencodable
+from .codec.instances import InstanceEncoder, as_instance, instance_from, is_sensitive
 from .event import Event, new_event
 from .exceptions import DecodeError, EncodeError
-from .instances import InstanceEncoder, as_instance, instance_from, is_sensitive
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from django.db.models import Model
 from django.db.models.signals import ModelSignal, m2m_changed, post_save
 
 from . import changes, conf, names
+from .codec.instances import as_instance
 from .envelope import Sending
 from .exceptions import ConnectError
-from .instances import as_instance
 from .parameters import accepted, never_sends
 
 logger = logging.getLogger(__name__)

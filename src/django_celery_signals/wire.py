@@ -11,7 +11,7 @@ from typing import Any
 from django.core.signing import BadSignature, Signer
 
 from . import conf
-from .codec import TAG
+from .codec.core import TAG
 from .envelope import Envelope
 from .event import Event
 from .exceptions import DecodeError, UnknownVersion

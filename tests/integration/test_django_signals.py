@@ -37,8 +37,8 @@ from django.test.client import ClientHandler
 
 import django_celery_signals
 from django_celery_signals import ConnectError, NotCarried, connect, disconnect
+from django_celery_signals.codec.standins import RequestFacts, Unavailable
 from django_celery_signals.parameters import never_sends
-from django_celery_signals.standins import RequestFacts, Unavailable
 from tests.drain import drain, take
 from tests.receiving import Receiving
 from tests.shop.models import (

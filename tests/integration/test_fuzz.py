@@ -25,7 +25,8 @@ from django.test import RequestFactory
 from django.utils.safestring import mark_safe
 from psycopg.types.range import Range
 
-from django_celery_signals import DecodeError, InstanceMissing, codec, wire
+from django_celery_signals import DecodeError, InstanceMissing, wire
+from django_celery_signals.codec import core
 from django_celery_signals.exceptions import UnknownVersion
 from tests.carrying import opened, sealed
 from tests.shop.models import Comment, Country, Customer, Everything, Order, OrderLine, Parcel, Profile, Tag, User
@@ -86,7 +87,7 @@ def envelopes(db: None) -> list[str]:
 
 # Mutations ---------------------------------------------------------------------------------------------------------
 
-TAGS = sorted(codec._by_tag)
+TAGS = sorted(core._by_tag)
 NAMES = ("builtins:int", "shop.Order", "json:dumps", "django.conf:settings", "id", "str", "list", "default", "nobody")
 LETTERS = string.ascii_letters + string.digits + '"$[]{}:,.-+\\u\x00ü\ud800'
 

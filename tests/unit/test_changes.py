@@ -27,7 +27,7 @@ from django.utils.functional import SimpleLazyObject
 
 from django_celery_signals import ConnectError, NotCarried, changes, connect, disconnect
 from django_celery_signals.changes import Values
-from django_celery_signals.standins import Unavailable
+from django_celery_signals.codec.standins import Unavailable
 from tests.carrying import opened
 from tests.drain import drain, take
 from tests.making import Tasks

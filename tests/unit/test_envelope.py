@@ -18,11 +18,11 @@ from django.utils import timezone, translation
 from django.utils.functional import SimpleLazyObject
 
 from django_celery_signals import DecodeError, EncodeError, InstanceMissing, NotCarried, envelope
+from django_celery_signals.codec.standins import Unavailable
 from django_celery_signals.envelope import Reader, Sending, summarise, write
 from django_celery_signals.event import running
 from django_celery_signals.exceptions import LoopDetected
 from django_celery_signals.names import UnknownSignal, find_signal
-from django_celery_signals.standins import Unavailable
 from tests.carrying import RECEIVER, sent, some_signal
 from tests.shop.models import Account, Country, Customer, Order, OrderLine, Parcel, Stamped, Tag, User
 

@@ -31,9 +31,9 @@ from django_celery_signals import (
     RetryAfter,
     current_event,
     execution,
-    instances,
     wire,
 )
+from django_celery_signals.codec import instances
 from django_celery_signals.dispatch import ARGUMENT
 from django_celery_signals.exceptions import LoopDetected, ReceiverFailed, UnknownVersion
 from django_celery_signals.signals import (

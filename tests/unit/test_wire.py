@@ -14,9 +14,9 @@ from django.db.models.signals import post_save
 from django.test import override_settings
 
 from django_celery_signals import DecodeError, NotCarried, wire
+from django_celery_signals.codec.standins import Unavailable
 from django_celery_signals.exceptions import UnknownVersion
 from django_celery_signals.names import find_signal
-from django_celery_signals.standins import Unavailable
 from django_celery_signals.wire import seal, summary_of, unseal
 from tests.carrying import RECEIVER, opened, sealed, sent, some_signal
 from tests.shop.models import Order, Tag

@@ -37,14 +37,12 @@ from django_celery_signals import (
     EncodeError,
     InstanceMissing,
     NotCarried,
-    codec_names,
     envelope,
-    fields,
-    instances,
 )
-from django_celery_signals.codec import Decoder, codec_for
-from django_celery_signals.instances import as_instance, instance_from, is_sensitive
-from django_celery_signals.standins import Unavailable
+from django_celery_signals.codec import fields, instances, named
+from django_celery_signals.codec.core import Decoder, codec_for
+from django_celery_signals.codec.instances import as_instance, instance_from, is_sensitive
+from django_celery_signals.codec.standins import Unavailable
 from tests.carrying import exact, opened, sealed, sent
 from tests.shop.models import (
     Account,
@@ -126,7 +124,7 @@ def kinds(*sending: Any) -> list[str]:
 def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Apps]:
     """Holds the models that a test declares; they live as long as it does."""
     with isolate_apps("tests.shop") as apps:
-        for module in (instances, fields, codec_names):
+        for module in (instances, fields, named):
             monkeypatch.setattr(module, "apps", apps)
         yield apps
 

@@ -35,9 +35,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from django_celery_signals import DecodeError
-from django_celery_signals.standins import Unavailable
+from django_celery_signals.codec.standins import Unavailable
 from tests.carrying import carried, exact, from_json, to_json
-from tests.unit.test_codec import keys, scalars, texts
+from tests.unit.codec.test_core import keys, scalars, texts
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
@@ -207,8 +207,8 @@ def test_a_set_is_written_the_same_way_in_every_process() -> None:
     sets = [{"b", 3, None, (1,), "a", 2.5}, frozenset({3, "x", b"y"}), {"ü", "\ud800", "x"}]
     program = (
         "import json, django; from django.conf import settings; settings.configure(); django.setup();"
-        "import django_celery_signals; from django_celery_signals import codec;"
-        f"print(json.dumps(codec.Encoder(None).encode({sets!a})))"
+        "import django_celery_signals; from django_celery_signals.codec import core;"
+        f"print(json.dumps(core.Encoder(None).encode({sets!a})))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "1"}  # other than this process's, which is random
     said = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)

@@ -18,10 +18,10 @@ from django.core.files import File
 from django.db import connections, models, router
 from django.utils.functional import LazyObject
 
-from . import conf
-from .codec import TAG, Decoder, Encoder, Unencodable, exactly, register, register_transparent
+from .. import conf
+from ..exceptions import DecodeError, InstanceMissing
+from .core import TAG, Decoder, Encoder, Unencodable, exactly, register, register_transparent
 from .detached import detach, forbidden_of, is_detached
-from .exceptions import DecodeError, InstanceMissing
 from .fields import Field, is_equal, is_expression, to_text
 from .standins import Unavailable
 
@@ -38,7 +38,7 @@ class InstanceEncoder(Encoder):
         """Begin with nothing seen.
 
         Args:
-            replace: as for :class:`~.codec.Encoder`.
+            replace: as for :class:`~.core.Encoder`.
             snapshot: whether every instance travels as a snapshot: its row is gone, not yet there, or not wanted.
             users_too: whether snapshots of the user model hold more than the primary key.
         """

@@ -9,8 +9,8 @@ from django.apps import apps
 from django.db import models
 from django.db.models.fields.files import FieldFile
 
-from .codec import Decoder, Encoder, Unencodable, exactly, register
-from .exceptions import DecodeError
+from ..exceptions import DecodeError
+from .core import Decoder, Encoder, Unencodable, exactly, register
 
 Field: TypeAlias = "models.Field[Any, Any]"
 

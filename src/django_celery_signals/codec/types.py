@@ -19,8 +19,8 @@ from django.http import QueryDict
 from django.utils.datastructures import MultiValueDict
 from django.utils.functional import LazyObject, Promise, empty
 
-from . import conf
-from .codec import Decoder, Encoder, Unencodable, exactly, from_pairs, known, pairs, register, register_transparent
+from .. import conf
+from .core import Decoder, Encoder, Unencodable, exactly, from_pairs, known, pairs, register, register_transparent
 
 
 def _text_codec(cls: type, tag: str, to_text: Callable[[Any], str] = str, *, subclasses: bool = False) -> None:

@@ -17,9 +17,9 @@ from django.db.migrations import Migration
 from django.db.models import Model
 from django.dispatch import Signal
 
-from . import names
-from .codec import SUBCLASSED, Decoder, Encoder, Unencodable, exactly, from_pairs, known, pairs, register
-from .exceptions import DecodeError
+from .. import names
+from ..exceptions import DecodeError
+from .core import SUBCLASSED, Decoder, Encoder, Unencodable, exactly, from_pairs, known, pairs, register
 from .standins import Unavailable
 
 

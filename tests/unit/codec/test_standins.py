@@ -22,9 +22,9 @@ from django.test import RequestFactory, override_settings
 from django.utils.functional import LazyObject, SimpleLazyObject
 
 from django_celery_signals import NotCarried
-from django_celery_signals.codec import Unencodable
+from django_celery_signals.codec.core import Unencodable
+from django_celery_signals.codec.standins import RequestFacts, Unavailable, environ_facts, expected
 from django_celery_signals.envelope import Sending, write
-from django_celery_signals.standins import RequestFacts, Unavailable, environ_facts, expected
 from tests.carrying import carried, leaves, sent, some_signal, to_json
 from tests.shop.models import Customer, User
 

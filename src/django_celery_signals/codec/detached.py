@@ -10,7 +10,7 @@ from typing import Any
 
 from django.db import models
 
-from .exceptions import DetachedInstance, NotCarried
+from ..exceptions import DetachedInstance, NotCarried
 
 # The two below are what bulk_create(), bulk_update() and a call by way of the class, Model.save_base(instance), run.
 _WRITING = ("save", "save_base", "delete", "_prepare_related_fields_for_save", "_save_table")

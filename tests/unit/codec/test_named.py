@@ -22,7 +22,7 @@ from django.utils.functional import SimpleLazyObject
 from psycopg.types.range import Range
 
 from django_celery_signals import DecodeError
-from django_celery_signals.standins import Unavailable
+from django_celery_signals.codec.standins import Unavailable
 from tests.carrying import carried, exact, from_json, some_signal, to_json
 from tests.shop.models import Article, LiveManager, Order, PriorityOrder, RushOrder, Stamped, User
 

@@ -7,9 +7,9 @@ from typing import Any
 from django.http import HttpRequest
 from django.utils.functional import LazyObject, SimpleLazyObject, empty
 
-from . import conf
-from .codec import TAG, Decoder, Encoder, Unencodable, register, register_transparent
-from .exceptions import NotCarried
+from .. import conf
+from ..exceptions import NotCarried
+from .core import TAG, Decoder, Encoder, Unencodable, register, register_transparent
 
 _USED = (
     "__bool__ __call__ __iter__ __len__ __getitem__ __contains__ __enter__ __int__ __float__ __index__ __add__ __lt__ "

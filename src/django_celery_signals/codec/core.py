@@ -16,10 +16,10 @@ from typing import Any
 
 from django.db import Error as DatabaseFailure
 
-from .exceptions import DecodeError, EncodeError, InstanceMissing
+from ..exceptions import DecodeError, EncodeError, InstanceMissing
 
 TAG = "$"
-SUBCLASSED = (str, int, float, bytes, tuple, list, dict, set, frozenset)  # see "subclass" in codec_types
+SUBCLASSED = (str, int, float, bytes, tuple, list, dict, set, frozenset)  # see "subclass" in types.py
 MAX_NESTING = 64  # levels of containers; deeper ones stay behind
 
 Encode = Callable[[Any], Any]

@@ -15,8 +15,9 @@ from django.db import OperationalError
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from django_celery_signals import DecodeError, EncodeError, InstanceMissing, NotCarried, codec, register_codec, standins
-from django_celery_signals.codec import MAX_NESTING, TAG, Decoder, Encoder, Unencodable
+from django_celery_signals import DecodeError, EncodeError, InstanceMissing, NotCarried, register_codec
+from django_celery_signals.codec import core, standins
+from django_celery_signals.codec.core import MAX_NESTING, TAG, Decoder, Encoder, Unencodable
 from tests.carrying import carried, exact, from_json, to_json
 
 
@@ -39,11 +40,11 @@ class Coin(Money):
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The registry, to be changed for one test."""
-    monkeypatch.setattr(codec, "_by_type", dict(codec._by_type))
-    monkeypatch.setattr(codec, "_by_tag", dict(codec._by_tag))
-    codec.codec_for.cache_clear()
+    monkeypatch.setattr(core, "_by_type", dict(core._by_type))
+    monkeypatch.setattr(core, "_by_tag", dict(core._by_tag))
+    core.codec_for.cache_clear()
     yield
-    codec.codec_for.cache_clear()
+    core.codec_for.cache_clear()
 
 
 # JSON's own types --------------------------------------------------------------------------------------------------
@@ -342,11 +343,11 @@ def test_plain_values_come_back_exactly(value: Any) -> None:
 
 
 junk = st.recursive(
-    scalars | st.sampled_from(sorted(codec._by_tag)),
+    scalars | st.sampled_from(sorted(core._by_tag)),
     lambda inner: (
         st.lists(inner, max_size=5)
         | st.dictionaries(keys, inner, max_size=4)
-        | st.fixed_dictionaries({TAG: st.sampled_from(sorted(codec._by_tag)), "v": inner})
+        | st.fixed_dictionaries({TAG: st.sampled_from(sorted(core._by_tag)), "v": inner})
     ),
     max_leaves=20,
 )
