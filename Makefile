@@ -31,8 +31,8 @@ format: $(VENV)/.installed-lint ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-coverage: $(VENV)/.installed-test ## Run the tests and show what they do not reach
-	PYTHONDEVMODE=1 $(BIN)/python -m pytest --cov --cov-report=term-missing $(PYTEST_ARGS)
+coverage: $(VENV)/.installed-test ## Run the unit tests, which must reach every line and every branch
+	PYTHONDEVMODE=1 $(BIN)/python -m pytest tests/unit --cov --cov-report=term-missing $(PYTEST_ARGS)
 
 matrix: $(VENV)/.installed-dev ## Run the tests on every supported Python and Django that is found (NOX_ARGS)
 	$(BIN)/nox $(NOX_ARGS)

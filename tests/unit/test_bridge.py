@@ -115,6 +115,18 @@ def test_the_app_of_the_task_publishes(tasks: Tasks, celery_app: Celery, in_a_th
     assert [1, 0] == [len(take(celery_app)), len(take(warehouse))]
 
 
+def test_an_app_without_a_project_publishes_nothing(tasks: Tasks, celery_app: Celery) -> None:
+    """The unconfigured app, which Celery makes for a task that is touched too early, is never the one to publish (H1)."""
+    fallback = Celery("fallback", loader="default", set_as_current=False)
+    target = target_of(tasks.name())
+    try:
+        target.app = fallback
+    finally:
+        fallback.close()
+
+    assert celery_app is target.app
+
+
 def test_a_spelling_without_a_signal_is_celerys_method(tasks: Tasks, celery_app: Celery) -> None:
     """Called by a person, ``delay`` and ``apply_async`` are what Celery says they are."""
     task = tasks.shared(lambda number: None)

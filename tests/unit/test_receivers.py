@@ -27,7 +27,7 @@ from tests.drain import drain, take
 from tests.making import KINDS, Tasks
 from tests.processes import ROOT, environment
 from tests.receiving import Receiving, ignore
-from tests.shop.models import Customer, Order, Tag
+from tests.shop.models import Customer, Order, PriorityOrder, RushOrder, Tag
 
 SPELLINGS = ("delay", "apply_async", "delay_on_commit", "apply_async_on_commit")
 
@@ -559,6 +559,24 @@ def test_a_signal_without_a_name_is_named_by_its_connection(tasks: Tasks, celery
 
     assert f"connection:{task.name}:shop.Order" == message.body["signal"]
     assert hidden == arrived
+
+
+@pytest.mark.django_db
+def test_a_receiver_of_subclasses(tasks: Tasks, celery_app: Celery) -> None:
+    """``subclasses=True`` receives what proxies and children of the sender send, and is disconnected alike (H10)."""
+    task = tasks.shared()
+    for uid in (None, "second"):
+        connect(post_save, task, sender=Order, subclasses=True, dispatch_uid=uid)
+
+    for model in (Order, PriorityOrder, RushOrder, Tag):
+        post_save.send(sender=model, instance=model(pk=5), created=True, raw=False, using="default")
+
+    assert ["shop.Order", "shop.PriorityOrder", "shop.RushOrder"] == sorted(
+        {message.body["summary"].split()[1] for message in take(celery_app)}
+    )
+    for uid in (None, "second"):
+        assert disconnect(post_save, task, sender=Order, subclasses=True, dispatch_uid=uid)
+    assert not disconnect(post_save, task, sender=Order, subclasses=True)
 
 
 # Errors ------------------------------------------------------------------------------------------------------------

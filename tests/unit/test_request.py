@@ -15,6 +15,7 @@ from django.db.models.signals import post_delete
 from django.dispatch import Signal
 from kombu import Queue
 
+from tests.project.celery import configure
 from tests.receiving import Receiving
 from tests.shop.models import Tag
 
@@ -28,12 +29,12 @@ def receiving(celery_app: Celery) -> Iterator[Receiving]:
     receiving.end()
 
 
-def received(app: Celery) -> Request:
+def received(app: Celery, protocol: int = 2) -> Request:
     """Return a worker's record of the message that waits, made as Celery's own strategy makes it."""
     with app.connection_for_read() as connection, connection.channel() as channel:
         message = Queue(app.conf.task_default_queue)(channel).get(no_ack=True)
     options: dict[str, Any] = {}
-    if "task" not in message.headers:  # of Celery's first protocol
+    if protocol == 1:
         body, headers, decoded, utc = proto1_to_proto2(message, json.loads(message.body))
         options = {"body": body, "headers": headers, "decoded": decoded, "utc": utc}
     name = (options.get("headers") or message.headers)["task"]
@@ -45,12 +46,12 @@ def received(app: Celery) -> Request:
 @pytest.mark.django_db(transaction=True)
 def test_monitors_see_the_summary(celery_app: Celery, receiving: Receiving, protocol: int) -> None:
     """Neither the events of a worker nor ``celery inspect`` show a field's value, whatever the protocol (H65)."""
-    celery_app.conf.task_protocol = protocol
+    configure({"task_protocol": protocol})
     receiving(post_delete, sender=Tag)
     tag = Tag.objects.create(pk=5, name="hidden")
     tag.delete()
 
-    request = received(celery_app)
+    request = received(celery_app, protocol)
 
     assert ("post_delete shop.Tag pk=5", "{}") == (request.argsrepr, request.kwargsrepr)
     for safe in (True, False):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from celery import Celery, chain, chord, group, shared_task
+from celery.app.task import Context
 from celery.beat import Scheduler
 from celery.contrib.django.task import DjangoTask
 from celery.result import AsyncResult
@@ -16,6 +17,7 @@ from django.db.models.signals import post_save
 from django.dispatch import Signal
 
 from django_celery_signals import ConnectError, ReceiverTask, connect, current_event
+from django_celery_signals.bridge import Spelling
 from django_celery_signals.dispatch import ARGUMENT
 from tests.drain import drain, run, take
 from tests.making import KINDS, Tasks
@@ -186,6 +188,32 @@ def test_an_ordinary_call_on_commit(
 
     assert (None, []) == (answer, before)
     assert [(task.name, [5, 2])] == [(message.task, message.args) for message in take(celery_app)]
+
+
+def test_the_limit_of_a_retry_belongs_to_its_request(tasks: Tasks) -> None:
+    """What ``retry(max_retries=…)`` leaves for Celery's autoretry ends with the request it was said in."""
+    task = tasks.of_app()
+    task.request_stack.push(Context())
+    task.override_max_retries = 3
+    mine = task.override_max_retries
+    task.request_stack.push(Context())
+    others = hasattr(task, "override_max_retries")
+    task.request_stack.pop()
+    del task.override_max_retries
+    afterwards = hasattr(task, "override_max_retries")
+    task.request_stack.pop()
+
+    assert (3, False, False) == (mine, others, afterwards)
+
+
+def test_a_task_without_a_name_is_left_to_celery(tasks: Tasks) -> None:
+    """A task class that no app has named yet has Celery's own methods, which nothing can be connected by."""
+
+    class Unnamed(ReceiverTask):
+        """Not registered anywhere."""
+
+    assert not isinstance(Unnamed().delay, Spelling)
+    assert Unnamed.delay is ReceiverTask.delay
 
 
 def test_beat(tasks: Tasks, celery_app: Celery) -> None:
