@@ -116,7 +116,7 @@ def test_the_app_of_the_task_publishes(tasks: Tasks, celery_app: Celery, in_a_th
 
 
 def test_an_app_without_a_project_publishes_nothing(tasks: Tasks, celery_app: Celery) -> None:
-    """The unconfigured app, which Celery makes for a task that is touched too early, is never the one to publish (H1)."""
+    """The unconfigured app, which Celery makes for a task that is touched too early, never publishes (H1)."""
     fallback = Celery("fallback", loader="default", set_as_current=False)
     target = target_of(tasks.name())
     try:

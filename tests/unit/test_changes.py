@@ -1028,6 +1028,19 @@ def test_a_created_row_that_was_rolled_back(product: Product, sent: Sent) -> Non
     assert [{"views": (None, 5)}] == sent()
 
 
+@pytest.mark.django_db(transaction=True)
+def test_what_was_committed_stands(product: Product, sent: Sent) -> None:
+    """Once it is committed, a save is what later ones are compared with, also after another one was rolled back (H36)."""
+    saved(product, 2)
+    saved(product, 3, fails=True)
+    sent()
+
+    product.views = 2
+    product.save()
+
+    assert [] == sent()
+
+
 def values_alive() -> int:
     gc.collect()
     return sum(type(one) is Values for one in gc.get_objects())
