@@ -1030,7 +1030,7 @@ def test_a_created_row_that_was_rolled_back(product: Product, sent: Sent) -> Non
 
 @pytest.mark.django_db(transaction=True)
 def test_what_was_committed_stands(product: Product, sent: Sent) -> None:
-    """Once it is committed, a save is what later ones are compared with, also after another one was rolled back (H36)."""
+    """Once it is committed, a save is what later ones are compared with, also after one was rolled back (H36)."""
     saved(product, 2)
     saved(product, 3, fails=True)
     sent()
