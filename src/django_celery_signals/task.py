@@ -146,20 +146,25 @@ def check_running(given: Mapping[str, Any], where: str) -> None:
             raise ConnectError(f"{where}: {name}={given[name]!r} cannot be; it must be {wanted}.")
 
 
-# Of Celery's options, those that are no attributes of its Task, or are often misspelled.
-_CELERYS = (
-    *(
-        "acks_late",
-        "autoretry_for",
-        "bind",
-        "default_retry_delay",
-        "dont_autoretry_for",
-        "ignore_result",
-        "max_retries",
-    ),
-    *("rate_limit", "reject_on_worker_lost", "retry_backoff", "retry_backoff_max", "retry_jitter", "retry_kwargs"),
-    *("soft_time_limit", "time_limit", "track_started"),
-)
+# Celery's own options: most are no attributes of its Task, or are often misspelled.
+_CELERYS = [
+    "acks_late",
+    "autoretry_for",
+    "bind",
+    "default_retry_delay",
+    "dont_autoretry_for",
+    "ignore_result",
+    "max_retries",
+    "rate_limit",
+    "reject_on_worker_lost",
+    "retry_backoff",
+    "retry_backoff_max",
+    "retry_jitter",
+    "retry_kwargs",
+    "soft_time_limit",
+    "time_limit",
+    "track_started",
+]
 _WORDS = (*NAMES, *RUNNING_NAMES, "sender", "dispatch_uid", "signal_name", "subclasses", *_CELERYS)
 
 
