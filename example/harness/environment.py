@@ -45,3 +45,6 @@ def delete_queue() -> None:
         broker.default_channel.queue_delete(name)
         if broker.transport.driver_type == "amqp":
             broker.default_channel.exchange_delete(name)
+        if broker.transport.driver_type == "redis":
+            client = broker.default_channel.client
+            client.delete(*(f"_kombu.binding{kind}.{name}" for kind in ("", "_permanent")))

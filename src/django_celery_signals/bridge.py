@@ -24,7 +24,7 @@ from . import conf, names
 from .broker import is_fallback, project_app
 from .codec.instances import as_instance
 from .dispatch import AUDIT, dispatch, lose
-from .envelope import Sending, write
+from .envelope import Sending, summarise, write
 from .exceptions import ConnectError, LoopDetected
 from .options import SendingOptions, lets_through, merged
 from .signals import LIFECYCLE
@@ -165,7 +165,8 @@ def _send(app: Celery, target: Target, options: SendingOptions, sending: Sending
             users_too=options.instance == "snapshot",
         )
     except LoopDetected as error:
-        lose(target.name, names.signal_name(sending.signal), error)
+        signal_name = names.signal_name(sending.signal)
+        lose(target.name, signal_name, summarise(sending, signal_name), error)
         return
     default = AUDIT if sending.signal in AUDIT_SIGNALS else conf.get().GUARANTEE
     dispatch(app, envelope, options.guarantee or default, _of_apply_async(options))

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import copy
 import functools
-import weakref
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
 from django.core.exceptions import FieldDoesNotExist
-from django.db import DEFAULT_DB_ALIAS, connections, models, transaction
+from django.db import DEFAULT_DB_ALIAS, connections, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.fields.files import FieldFile
 from django.db.models.signals import post_save
 
 from .codec.instances import as_instance
 from .exceptions import ConnectError
+from .values import Fate, Values
 
 _VALUES = "_django_celery_signals_values"
 _UID = "django_celery_signals.changes"
@@ -78,62 +78,6 @@ def attname(model: type[models.Model], name: str) -> str:
 
 
 # What is kept ----------------------------------------------------------------------------------------------------
-
-
-class Fate:
-    """Whether what was saved inside a transaction is committed or rolled back; shared by all copies of an instance."""
-
-    __slots__ = ("_hook", "is_committed", "savepoints")
-
-    def __init__(self, connection: BaseDatabaseWrapper) -> None:
-        """Follow the transaction that is open on a connection."""
-        self.savepoints = frozenset(connection.savepoint_ids)  # of which none is used twice
-        self.is_committed = False
-
-        def commit() -> None:
-            self.is_committed = True
-
-        # Held by nothing but Django's list of commit hooks: gone without having been called once it was rolled back.
-        self._hook = weakref.ref(commit)
-        transaction.on_commit(commit, using=connection.alias)
-
-    @property
-    def is_rolled_back(self) -> bool:
-        return not self.is_committed and self._hook() is None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Values:
-    """Watched values as of one load or save. The copies of an instance share them."""
-
-    row: tuple[Any, ...]  # database alias and primary key: of another row nothing is known
-    fields: dict[str, Any]
-    fate: Fate | None = None  # None: nothing can take these values back
-    before: Values | None = None  # what counts again when that happens
-
-    def standing(self) -> Values:
-        """Return the newest values that have not been rolled back."""
-        values = self
-        while values.before is not None and values.fate is not None and values.fate.is_rolled_back:
-            values = values.before
-        return values
-
-    def outliving(self, savepoints: Set[Any]) -> Values:
-        """Return the newest values that a rollback of all these savepoints would leave standing.
-
-        Its own past is thinned likewise: a long-lived instance must not keep every save of its life.
-        """
-        if self.before is None or self.fate is None or self.fate.is_committed:
-            return Values(self.row, self.fields)
-        own = self.fate.savepoints & savepoints  # the others were released
-        if own == savepoints:
-            return self.before.outliving(savepoints)
-        return replace(self, before=self.before.outliving(own))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Let instances be copied and pickled, as caches do: the copy starts from the values standing now."""
-        standing = self.standing()
-        return Values, (standing.row, standing.fields)
 
 
 def _known(instance: models.Model) -> Values:
@@ -259,7 +203,7 @@ def _until_committed(values: Values, known: Values, connection: BaseDatabaseWrap
         return values if connection.autocommit else Values(values.row, {})
     fate, savepoints = known.fate, frozenset(connection.savepoint_ids)
     if fate is None or fate.is_committed or not savepoints <= fate.savepoints:
-        fate = Fate(connection)
+        fate = Fate.of(connection)
     return replace(values, fate=fate, before=known.outliving(savepoints))
 
 

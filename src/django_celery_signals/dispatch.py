@@ -1,4 +1,4 @@
-"""The guarantees: what happens between a sending and the broker. Three functions' worth of choice, side by side."""
+"""The guarantees, side by side: what happens between a sending and the broker."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from . import conf
 from .envelope import Envelope
-from .exceptions import PublishError, PublishTimeout, SignalTaskError
+from .exceptions import PublishError, PublishTimeout
 from .publisher import publisher
 from .signals import event_lost, event_sent, tell
 from .wire import seal
@@ -162,17 +162,37 @@ def publish(message: Message, patience: Patience | None = None) -> None:
     if app.conf.task_always_eager:
         send()  # runs the receiver, for as long as that takes
     else:
-        with (patience or Patience()).spent() as timeout:
+        with (patience or Patience()).spent() as timeout, _told(message):
             publisher().publish(app, send, timeout)
     _count("sent")
     tell(event_sent, event.receiver, event_id=event.id, signal_name=event.signal_name)
 
 
-def lose(receiver: str, signal_name: str, error: SignalTaskError, *, event_id: str | None = None) -> None:
-    """Log, count and tell that an event will not arrive."""
-    logger.error("Event lost: %s will not be sent %s (event %s): %s", receiver, signal_name, event_id, error)
+@contextmanager
+def _told(message: Message) -> Iterator[None]:
+    """Tell of the loss when the wait is interrupted from outside, by a time limit or the end of the process."""
+    try:
+        yield
+    except PublishError:
+        raise
+    except BaseException as error:
+        _lost(message, error)
+        raise
+
+
+def lose(receiver: str, signal_name: str, summary: str, error: BaseException, *, event_id: str | None = None) -> None:
+    """Log, count and tell that an event will not arrive.
+
+    Args:
+        receiver: name of the task it was for.
+        signal_name: of what was sent.
+        summary: what was sent, in words.
+        error: the reason.
+        event_id: unless the event was refused before it had one.
+    """
+    logger.error("Event lost: %s will not get %r (event %s): %s", receiver, summary, event_id or "without id", error)
     _count("lost")
-    tell(event_lost, receiver, event_id=event_id, signal_name=signal_name, error=error)
+    tell(event_lost, receiver, event_id=event_id, signal_name=signal_name, summary=summary, error=error)
 
 
 GUARANTEES: dict[str, Callable[[Message], None]] = {
@@ -182,9 +202,9 @@ GUARANTEES: dict[str, Callable[[Message], None]] = {
 }
 
 
-def _lost(message: Message, error: PublishError) -> None:
+def _lost(message: Message, error: BaseException) -> None:
     event = message.envelope.event
-    lose(event.receiver, event.signal_name, error, event_id=event.id)
+    lose(event.receiver, event.signal_name, message.envelope.summary, error, event_id=event.id)
 
 
 def _count(what: str) -> None:

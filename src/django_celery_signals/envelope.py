@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from types import FunctionType
 from typing import Any
 from uuid import UUID
@@ -138,7 +139,9 @@ class _Writer:
     def replace(self, error: Unencodable) -> Any:
         reason = standins.expected(error)
         if reason is not None:
-            return standins.absent(Unencodable(error.value, reason))
+            error = Unencodable(error.value, reason)
+            if self.signal_name.startswith("django."):  # whose senders nobody can change
+                return standins.absent(error)
         cls = type(error.value)
         message = (
             f"{self.receiver} is sent {self.argument!r} of type {cls.__module__}.{cls.__qualname__} by "
@@ -196,7 +199,13 @@ def _sender_in_words(sender: Any) -> str:
 
 
 def _context() -> dict[str, Any]:
-    return {"language": translation.get_language(), "timezone": django_timezone.get_current_timezone_name()}
+    return {"language": translation.get_language(), "timezone": _zone_name(django_timezone.get_current_timezone())}
+
+
+def _zone_name(zone: tzinfo) -> str:
+    """Return the name of a zone; of one without, such as a bare offset, its offset now, as ``UTC+05:30``."""
+    key = getattr(zone, "key", None)
+    return key if isinstance(key, str) else str(timezone(datetime.now(UTC).astimezone(zone).utcoffset() or timedelta()))
 
 
 # Reading ---------------------------------------------------------------------------------------------------------

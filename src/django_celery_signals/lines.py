@@ -15,6 +15,7 @@ from celery import Celery
 from django.db import close_old_connections
 from kombu import Connection
 
+from .breaker import Breaker
 from .broker import connection_for, may_be_renewed
 from .exceptions import PublishError, PublishTimeout
 
@@ -104,6 +105,7 @@ class Lines:
     def __init__(self, app: Celery) -> None:
         """Begin without a line."""
         self.app = app
+        self.breaker = Breaker()  # the app's own: another app may have another broker
         self.idle: list[Line] = []
         self._closed = False
         self._free = threading.BoundedSemaphore(MOST_LINES)

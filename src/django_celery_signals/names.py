@@ -65,7 +65,7 @@ def _objects(newest_module: tuple[int, str]) -> dict[int, str]:
     """Return where modules hold objects that are neither plain values nor found by a name of their own."""
     places: dict[int, str] = {}
     for module_name, module in list(sys.modules.items()):
-        for name, value in list(getattr(module, "__dict__", {}).items()):
+        for name, value in list(_content_of(module).items()):
             if not issubclass(type(value), NAMED_OTHERWISE):
                 path = f"{module_name}:{name}"
                 places[id(value)] = min(path, places.get(id(value), path), key=_preference)
@@ -80,10 +80,19 @@ def find(path: str) -> Any:
     """Return what an already imported module holds under a name, or None."""
     module, _, qualname = path.partition(":")
     first, *further = qualname.split(".")
-    found: Any = getattr(sys.modules.get(module), "__dict__", {}).get(first)
+    found: Any = _content_of(sys.modules.get(module)).get(first)
     for part in further:
         found = _held(found, part)
     return found
+
+
+def _content_of(module: Any) -> dict[str, Any]:
+    """Return what a module holds, past its own attribute access: a lazily loaded one would be imported by it."""
+    try:
+        content: dict[str, Any] = object.__getattribute__(module, "__dict__")
+    except AttributeError:  # whatever it is that stands in for a module
+        return {}
+    return content
 
 
 def _held(thing: Any, name: str) -> Any:
@@ -144,25 +153,26 @@ def _preference(path: str) -> tuple[bool, bool, int, str]:
 def _scan() -> None:
     """Note the signals of the modules imported since the last time."""
     global _scanned_until
-    if _newest_module() == _scanned_until:
+    newest = _newest_module()
+    if newest == _scanned_until:
         return
-    _scanned_until = _newest_module()
     for name, module in list(sys.modules.items()):
-        if _scanned.get(name) is not module:
+        if _scanned.get(name) is not module and name.partition(".")[0] != __package__:
             _note_signals(name, module)
+    _scanned_until = newest
 
 
 def _note_signals(module_name: str, module: Any) -> None:
     for value, path in _held_by(module_name, module):
         if issubclass(type(value), Signal):  # not isinstance(), which evaluates lazy objects
             _places_of_signals.setdefault(value, set()).add(path)
-    if not getattr(getattr(module, "__spec__", None), "_initializing", False):
+    if not getattr(_content_of(module).get("__spec__"), "_initializing", False):
         _scanned[module_name] = module
 
 
 def _held_by(module_name: str, module: Any) -> Iterator[tuple[Any, str]]:
     """Yield what a module holds, by itself or in a class or dictionary of its, and under which name."""
-    for name, value in list(getattr(module, "__dict__", {}).items()):
+    for name, value in list(_content_of(module).items()):
         yield value, f"{module_name}:{name}"
         items = value if type(value) is dict else vars(value) if issubclass(type(value), type) else {}
         inner = [(key, item) for key, item in list(items.items()) if type(key) is str and "." not in key]

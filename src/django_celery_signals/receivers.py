@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from celery import Task, shared_task
-from celery.local import Proxy
 from django.dispatch import Signal
 
 from . import changes, names, options
 from .bridge import Spelling, Target, check_signal, each_signal, send, target_of
+from .declaring import body_and_class, is_task, make_task, name_of
 from .exceptions import ConnectError
 from .parameters import Body, check_parameters
 from .senders import check_model, check_senders, each_sender, label_of, several
-from .task import ReceiverTask, check_declared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +66,7 @@ def receiver_task(
     sending = {name: given.pop(name) for name in list(given) if name in options.NAMES}
 
     def declare(function: Any) -> Any:
-        task = function if _is_task(function) else _make_task(function, given)
+        task = function if is_task(function) else make_task(function, given)
         if task is function and given:
             raise ConnectError(
                 f"receiver_task: {task.name} is a task already, so {', '.join(sorted(given))} would be ignored. "
@@ -130,7 +126,7 @@ def disconnect(
         dispatch_uid: as it was connected.
         subclasses: as it was connected.
     """
-    name, found = _name_of(task), []
+    name, found = name_of(task), []
 
     def undo(one: Signal, resolved: Any) -> None:
         key, django_sender, uid = _identity(name, one, resolved, dispatch_uid, subclasses)
@@ -143,85 +139,14 @@ def disconnect(
     return any(found)
 
 
-# The task --------------------------------------------------------------------------------------------------------
-
-_declared: dict[tuple[str, str], tuple[str, Any]] = {}  # (file, qualified name) -> (module, task)
-
-
-def _make_task(function: Any, given: dict[str, Any]) -> Any:
-    # Of anything else, also a lambda, Celery cannot make a task; its error would say so much later, and not what to do.
-    if not (inspect.isfunction(function) or inspect.ismethod(function)) or function.__name__ == "<lambda>":
-        raise ConnectError(
-            f"receiver_task decorates a function or a task; {function!r} is neither. Write one with def that calls it."
-        )
-    check_declared(given, f"receiver_task({function.__name__})")
-    # One file imported as two modules ("shop.receivers" and "site.shop.receivers") would receive everything twice.
-    file = getattr(sys.modules.get(function.__module__), "__file__", None)
-    place = (file or function.__module__, function.__qualname__)
-    module, known = _declared.get(place, (function.__module__, None))
-    if module != function.__module__ and "name" not in given:
-        return known
-    named = {"name": f"{function.__module__}.{function.__name__}", "base": ReceiverTask, **given}
-    task = shared_task(**named)(function)
-    _names[id(task)] = (named["name"], task)
-    _made[named["name"]] = ((function, bool(given.get("bind"))), named["base"])
-    _declared[place] = (function.__module__, task)
-    return task
-
-
-# What is known of a shared task without asking its Proxy, which would make Celery choose an app too early.
-_names: dict[int, tuple[str, Any]] = {}
-_made: dict[str, tuple[Body, type]] = {}
-
-
-def _is_task(thing: Any) -> bool:
-    return type(thing) is Proxy or isinstance(thing, (Task, Spelling)) or isinstance(_owner(thing), Task)
-
-
-def _owner(thing: Any) -> Any:
-    return getattr(thing, "__self__", thing)  # of the delay of an ordinary task
-
-
-def _name_of(task: Any) -> str:
-    """Return a task's name, for any spelling of it.
-
-    Raises:
-        ConnectError: for what is no receiver task, with the remedy.
-    """
-    if id(task) in _names and _names[id(task)][1] is task:
-        return _names[id(task)][0]
-    if isinstance(task, Spelling):
-        return str(task.__self__.name)
-    owner = _owner(task)
-    if isinstance(owner, Task) and not isinstance(owner, ReceiverTask):
-        raise ConnectError(
-            f"The task {owner.name!r} is not a ReceiverTask. Declare it with @shared_task(base=ReceiverTask), or give "
-            "the whole project Celery(..., task_cls='django_celery_signals:ReceiverTask')."
-        )
-    if not isinstance(task, Task):
-        remedy = (
-            "Decorate it: @receiver_task(signal, sender=...)" if inspect.isroutine(task) else "Give the task itself"
-        )
-        raise ConnectError(f"{task!r} is not a Celery task. {remedy}.")
-    return str(task.name)
-
-
-def _body_and_class(task: Any, name: str) -> tuple[Body | None, type]:
-    """Return the function a task runs and whether it is given the task itself first, and the task's class."""
-    if name in _made:
-        return _made[name]
-    real = getattr(task.call, "__self__", None) if isinstance(task, Spelling) else task
-    return (None, ReceiverTask) if real is None else ((real.run, False), real.__class__)
-
-
 # The connection --------------------------------------------------------------------------------------------------
 
 
 def _connect(
     signal: Signal | Iterable[Signal], task: Any, sender: Any, where: dict[str, Any], given: dict[str, Any]
 ) -> None:
-    name = _name_of(task)
-    body, cls = _body_and_class(task, name)
+    name = name_of(task)
+    body, cls = body_and_class(task, name)
     place, signals, senders = f"receiver {name}", each_signal(signal), several(sender)
     own = options.merged_with_class(options.read(given, place), cls, name)
     each_sender(own.exclude or (), lambda _: None, f"{place}: exclude")

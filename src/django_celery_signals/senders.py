@@ -94,7 +94,7 @@ def check_model(signal: Signal, model: Any, place: str) -> None:
 
 
 def _is_through(model: type[Model]) -> bool:
-    fields: Any = (field for owner in apps.get_models() for field in owner._meta.local_many_to_many)
+    fields: Any = (field for owner in model._meta.apps.get_models() for field in owner._meta.local_many_to_many)
     return any(field.remote_field.through is model for field in fields)
 
 
@@ -119,6 +119,7 @@ def _when_loaded(text: str, use: Use, place: str) -> None:
         else:
             _through(model, field_name, use, place)
 
+    found.__qualname__ = place  # what Django's check for lazy references shows of it
     apps.lazy_model_operation(found, (app_label, model_name.lower()))
 
 

@@ -12,7 +12,7 @@ from django.dispatch import Signal
 
 #: A message was taken by the broker. Arguments: ``event_id``, ``signal_name``.
 event_sent = Signal()
-#: An event will not arrive. Arguments: ``event_id``, ``signal_name``, ``error`` (the exception).
+#: An event will not arrive. Arguments: ``event_id``, ``signal_name``, ``summary``, ``error`` (the exception).
 event_lost = Signal()
 #: A worker starts a receiver. Arguments: ``event`` (:class:`~django_celery_signals.Event`).
 receiver_started = Signal()

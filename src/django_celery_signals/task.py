@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from celery import Celery, Task
+from celery import Celery
 from celery.contrib.django.task import DjangoTask
 
 from .bridge import connectable, is_sending, send, target_of
 from .dispatch import ARGUMENT
 from .exceptions import ConnectError
 from .execution import call, execute
-from .options import NAMES, RUNNING_NAMES, SendingOptions, merged_with_class, refuse
+from .options import RUNNING_NAMES, SendingOptions, merged_with_class
 from .wire import summary_of
 
 ON_MISSING = ("discard", "retry", "fail")
@@ -144,50 +143,6 @@ def check_running(given: Mapping[str, Any], where: str) -> None:
         accepts, wanted = _RULES[name]
         if name in given and not accepts(given[name]):
             raise ConnectError(f"{where}: {name}={given[name]!r} cannot be; it must be {wanted}.")
-
-
-# Celery's own options: most are no attributes of its Task, or are often misspelled.
-_CELERYS = [
-    "acks_late",
-    "autoretry_for",
-    "bind",
-    "default_retry_delay",
-    "dont_autoretry_for",
-    "ignore_result",
-    "max_retries",
-    "rate_limit",
-    "reject_on_worker_lost",
-    "retry_backoff",
-    "retry_backoff_max",
-    "retry_jitter",
-    "retry_kwargs",
-    "soft_time_limit",
-    "time_limit",
-    "track_started",
-]
-_WORDS = (*NAMES, *RUNNING_NAMES, "sender", "dispatch_uid", "signal_name", "subclasses", *_CELERYS)
-
-
-def check_declared(given: Mapping[str, Any], where: str) -> None:
-    """Check the options of a task to be made: Celery would keep any other word as well, and nobody would look at it.
-
-    Args:
-        given: options as written in the decorator.
-        where: what to call the place in an error.
-
-    Raises:
-        ConnectError: for a value that cannot be, and for a word that is almost an option.
-    """
-    base = given.get("base")
-    if base is not None and not (isinstance(base, type) and issubclass(base, ReceiverTask)):
-        raise ConnectError(f"{where}: base={base!r} must be a subclass of ReceiverTask.")
-    check_running(given, where)
-    for name, value in given.items():
-        if not (name == "on_failure" and callable(value)):  # Celery's handler of that name
-            refuse(name, value, where)
-        close = difflib.get_close_matches(name, _WORDS, n=1, cutoff=0.8)
-        if close and name not in _WORDS and not hasattr(Task, name):
-            raise ConnectError(f"{where}: unknown option {name}=. Did you mean {close[0]}=?")
 
 
 def _let_events_pass(cls: Any) -> None:

@@ -24,15 +24,15 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import path
 
 from django_celery_signals import PublishError
+from django_celery_signals import breaker as breaker_module
 from django_celery_signals import dispatch as dispatch_module
-from django_celery_signals import publisher as publisher_module
 from django_celery_signals.publisher import Publisher, publisher
 from django_celery_signals.signals import event_lost, event_sent
 from tests.brokers import Broker
 from tests.drain import arrived, drain, take
 from tests.parameters import each_broker, each_database, needs
 from tests.peers import Peer, in_front_of, settings_through
-from tests.project.celery import configure, disconnect
+from tests.project.celery import app, configure, disconnect
 from tests.receiving import Receiving, hearing
 from tests.shop.models import Customer, Order, RushOrder, Tag
 from tests.waiting import wait_until
@@ -690,7 +690,7 @@ each_fault = pytest.mark.parametrize("fault", FAULTS)
 @pytest.fixture
 def peer(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Peer]:
     """Stands between the app and its broker."""
-    monkeypatch.setattr(publisher_module, "FIRST_PAUSE", TIMEOUT)
+    monkeypatch.setattr(breaker_module, "FIRST_PAUSE", TIMEOUT)
     with in_front_of(broker) as peer, short:
         configure(settings_through(peer, broker))
         yield peer
@@ -728,7 +728,8 @@ def test_broker_that_is_away_costs_a_bounded_time(broker: Broker, peer: Peer, re
     assert first < BOUND
     assert second < TIMEOUT
     assert after < BOUND
-    assert [True] + [False] * (2 * MANY - 1) == tried
+    assert tried[0]
+    assert fault == "refused" or not any(tried[1:])  # what costs nothing may be tried more often
     assert MANY < len(sent) == Tag.objects.count() - len(lost)
     wait_until(lambda: broker.message_count() >= len(sent), what="the messages")
 
@@ -835,5 +836,5 @@ def test_broker_that_was_restarted(broker: Broker, peer: Peer, receiving: Receiv
             peer.cut()
 
     assert [] == lost
-    assert publisher().breaker.allows()
+    publisher().lines(app).breaker.check()
     wait_until(lambda: broker.message_count() >= 3, what="the messages")

@@ -42,6 +42,5 @@ def disconnect() -> None:
     """Close the app's connections to its broker, and forget its queues."""
     pools.reset()
     publisher().close()
-    publisher().breaker.succeeded()  # what the last broker did says nothing of the next one
     app._pool = None
     app.__dict__.pop("amqp", None)

@@ -1064,6 +1064,20 @@ def test_a_long_life_keeps_no_past(block: str, receiving: Receiving) -> None:
     assert block == "savepoints" or len(connection.run_on_commit) <= hooks + 1
 
 
+@pytest.mark.django_db(transaction=True)
+def test_a_transaction_has_one_hook(receiving: Receiving, sent: Sent) -> None:
+    """However many instances a transaction saves, it has one commit hook that tells what becomes of them (H38)."""
+    receiving(post_save, sender=Product, changed=["views"], created=False)
+
+    with transaction.atomic():
+        products = [Product.objects.create(sku=str(number), views=1) for number in range(5)]
+        hooks = len(connection.run_on_commit)
+
+    for product in products:
+        product.save()
+    assert (1, []) == (hooks, sent())
+
+
 # Sent otherwise ----------------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from asgiref.sync import async_to_sync
 from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
 from celery.signals import before_task_publish
 from django.contrib.auth.signals import user_login_failed
 from django.core.signals import got_request_exception
@@ -447,7 +448,27 @@ def test_what_was_lost_is_told_counted_and_logged(
     (record,) = [record for record in caplog.records if record.name == "django_celery_signals.dispatch"]
     assert logging.ERROR == record.levelno
     assert told["event_id"] in record.getMessage()
+    assert "closing_time door" == told["summary"]
+    assert "will not get 'closing_time door'" in record.getMessage()
     assert {**before, "lost": before.get("lost", 0) + 1} == dict(counts)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_wait_that_is_interrupted_is_told(
+    celery_app: Celery, receiving: Receiving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ends the wait for the broker from outside, such as a time limit, passes, and the event is told as lost."""
+    receiving(closing_time)
+
+    def interrupted(self: Publisher, *args: Any) -> None:
+        raise SoftTimeLimitExceeded
+
+    monkeypatch.setattr(Publisher, "publish", interrupted)
+
+    with hearing(event_lost) as heard, pytest.raises(SoftTimeLimitExceeded):
+        closing_time.send(sender="door")
+
+    assert [SoftTimeLimitExceeded] == [type(told["error"]) for told in heard]
 
 
 @pytest.mark.django_db(transaction=True)

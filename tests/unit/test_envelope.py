@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Iterator
+from datetime import timedelta
+from datetime import timezone as fixed_timezone
 from decimal import Decimal
+from io import StringIO
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -13,6 +16,7 @@ import pytest
 from django.core.signals import request_started
 from django.db.models.signals import m2m_changed, post_delete, post_save
 from django.dispatch import Signal
+from django.http import HttpResponse
 from django.test import override_settings
 from django.utils import timezone, translation
 from django.utils.functional import SimpleLazyObject
@@ -101,6 +105,17 @@ def test_the_context_of_the_sending_travels() -> None:
         one = written()
 
     assert {"language": "de", "timezone": "Asia/Tokyo"} == one.context
+
+
+@pytest.mark.parametrize(
+    ("offset", "expected"),
+    [(timedelta(hours=5, minutes=30), "UTC+05:30"), (timedelta(hours=-3), "UTC-03:00"), (timedelta(), "UTC")],
+    ids=str,
+)
+def test_a_bare_offset_travels_whatever_its_name(offset: timedelta, expected: str) -> None:
+    """A time zone without a name that the worker could know travels as its offset (H63)."""
+    with timezone.override(fixed_timezone(offset, "own")):
+        assert expected == written().context["timezone"]
 
 
 def test_a_raw_request_is_recognised_by_its_signal() -> None:
@@ -192,11 +207,28 @@ def test_strict_mode_raises_at_the_sending() -> None:
 @override_settings(DJANGO_CELERY_SIGNALS={"STRICT": True})
 def test_what_never_travels_is_no_surprise(warnings: pytest.LogCaptureFixture) -> None:
     """What Django's own signals carry and nobody can send is a stand-in without warning, also under STRICT (H18)."""
-    arrived = sent({"queryset": Order.objects.all()})["queryset"]
+    arrived = sent({"queryset": Order.objects.all()}, signal=post_save)["queryset"]
 
     with pytest.raises(NotCarried, match="send primary keys"):
         list(arrived)
     assert "" == warnings.text
+
+
+@pytest.mark.parametrize(
+    "value", [Order.objects.none(), HttpResponse(), StringIO()], ids=lambda one: type(one).__name__
+)
+def test_what_never_travels_is_a_surprise_in_a_signal_of_ones_own(
+    value: Any, warnings: pytest.LogCaptureFixture
+) -> None:
+    """The same in a project's own signal warns, and raises under STRICT, with what to send instead (H18)."""
+    assert type(sent({"value": value})["value"]) is Unavailable
+    assert "is sent 'value'" in warnings.text
+
+    with (
+        override_settings(DJANGO_CELERY_SIGNALS={"STRICT": True}),
+        pytest.raises(EncodeError, match=r"belongs to|keys"),
+    ):
+        written({"value": value})
 
 
 # The event and its signal ------------------------------------------------------------------------------------------

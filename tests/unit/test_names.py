@@ -220,6 +220,29 @@ def test_searching_evaluates_nothing(module: Callable[..., types.ModuleType]) ->
     assert evaluated == []
 
 
+def test_lazily_loaded_modules_stay_unloaded(module: Callable[..., types.ModuleType]) -> None:
+    """A module that is loaded at its first use, or that raises whatever it is asked, is left alone (H23)."""
+
+    class Touchy(types.ModuleType):
+        def __getattribute__(self, name: str) -> Any:
+            raise ImportError("loading this module fails")
+
+    sys.modules["shop.touchy"] = Touchy("shop.touchy")
+    sys.modules["shop.nothing"] = object()  # type: ignore[assignment]
+    try:
+        assert signal_name(Signal()) == ""
+        assert place_of(object()) is None
+        assert find("shop.touchy:paid") is None
+        assert find("shop.nothing:paid") is None
+    finally:
+        del sys.modules["shop.touchy"], sys.modules["shop.nothing"]
+
+
+def test_the_librarys_own_modules_give_no_name() -> None:
+    """A signal has no name from a module of this library that merely imports it."""
+    assert [] == [name for name in signal_names(post_save) if name.startswith("django_celery_signals.")]
+
+
 # Things ------------------------------------------------------------------------------------------------------------
 
 

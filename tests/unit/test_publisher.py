@@ -1,11 +1,11 @@
-"""The publisher: bounded in time, with a circuit breaker."""
+"""The publisher: bounded in time, and careful with a broker that fails."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,18 +17,11 @@ from kombu.exceptions import OperationalError
 
 from django_celery_signals import PublishError, PublishTimeout
 from django_celery_signals import publisher as module
-from django_celery_signals.publisher import Breaker, Publisher, publisher
+from django_celery_signals.breaker import FIRST_PAUSE
+from django_celery_signals.publisher import Publisher, publisher
 
 TIMEOUT = 0.3
 SHORT = override_settings(DJANGO_CELERY_SIGNALS={"PUBLISH_TIMEOUT": TIMEOUT})
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The time as the breaker sees it, in seconds."""
-    clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    return clock
 
 
 @pytest.fixture
@@ -62,66 +55,9 @@ def failing(error: BaseException) -> Callable[[Any], None]:
     return publish
 
 
-# The breaker -------------------------------------------------------------------------------------------------------
-
-
-def test_breaker_begins_closed(clock: SimpleNamespace) -> None:
-    """A breaker that saw no failure lets everybody try."""
-    breaker = Breaker()
-
-    assert [True, True, True] == [breaker.allows() for _ in range(3)]
-
-
-def test_breaker_opens_for_longer_and_longer(clock: SimpleNamespace) -> None:
-    """Each failure doubles the pause, up to a limit (H31)."""
-    breaker, pauses = Breaker(), []
-
-    for _ in range(7):
-        breaker.failed(clock.now)
-        start = clock.now
-        while not breaker.allows():
-            clock.now += 0.5
-        pauses.append(clock.now - start)
-
-    assert [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0] == pauses
-
-
-def test_breaker_lets_one_try_after_the_pause(clock: SimpleNamespace) -> None:
-    """Of several callers after the pause only the first may try, until the next pause is over."""
-    breaker = Breaker()
-    breaker.failed(clock.now)
-    clock.now += 1.0
-
-    assert [True, False, False] == [breaker.allows() for _ in range(3)]
-
-    clock.now += 1.0
-    assert [True, False] == [breaker.allows() for _ in range(2)]
-
-
-def test_breaker_closes_at_the_first_success(clock: SimpleNamespace) -> None:
-    """After a success everybody may try again, and the next pause is the first one's length."""
-    breaker = Breaker()
-    breaker.failed(clock.now)
-    breaker.failed(clock.now)
-    breaker.succeeded()
-
-    assert [True, True] == [breaker.allows() for _ in range(2)]
-
-    breaker.failed(clock.now)
-    clock.now += 1.0
-    assert breaker.allows()
-
-
-def test_breaker_learns_an_outage_once(clock: SimpleNamespace) -> None:
-    """What began before the breaker opened, and fails after that, does not lengthen the pause (H31)."""
-    breaker = Breaker()
-    breaker.failed(clock.now)
-    clock.now += 0.5
-    for _ in range(8):
-        breaker.failed(clock.now - 1)
-
-    clock.now += 0.5
-    assert breaker.allows()
+def has_opened(own: Publisher, app: Celery) -> bool:
+    """Tell whether the breaker has opened, for however short a time."""
+    return own.lines(app).breaker._pause > 0
 
 
 # A publication -----------------------------------------------------------------------------------------------------
@@ -195,7 +131,7 @@ def test_timeout_leaves_the_line(celery_app: Celery, own: Publisher, stuck: Call
     with pytest.raises(PublishTimeout, match=r"within 0\.3 s"):
         own.publish(celery_app, stuck)
 
-    own.breaker.succeeded()
+    own.lines(celery_app).breaker.succeeded()
     own.publish(celery_app, do_nothing)
 
     assert left.left
@@ -229,7 +165,7 @@ def test_timeouts_at_the_same_time_count_once(
         waiting = [pool.submit(own.publish, celery_app, stuck) for _ in range(8)]
 
     assert {PublishTimeout} == {type(one.exception()) for one in waiting}
-    assert module.FIRST_PAUSE == own.breaker._pause
+    assert FIRST_PAUSE == own.lines(celery_app).breaker._pause
 
 
 @SHORT
@@ -258,7 +194,7 @@ def test_outage_opens_the_breaker(celery_app: Celery, own: Publisher, error: Exc
         own.publish(celery_app, failing(error))
 
     assert error is caught.value.__cause__
-    assert not own.breaker.allows()
+    assert has_opened(own, celery_app)
 
 
 @pytest.mark.parametrize("url", ["memory://", "redis://127.0.0.1", "amqp://127.0.0.1"])
@@ -293,15 +229,36 @@ def test_transport_that_is_not_installed(celery_app: Celery, own: Publisher, mon
         own.publish(celery_app, lambda producer: producer.channel)
 
 
-def test_message_error_closes_the_breaker(celery_app: Celery, own: Publisher, clock: SimpleNamespace) -> None:
+def test_message_error_closes_the_breaker(celery_app: Celery, own: Publisher) -> None:
     """Where one caller tries whether the broker is back, an error of its message says that it is (H31)."""
-    own.breaker.failed(clock.now)
-    clock.now += 1.0
+    own.lines(celery_app).breaker.failed(time.monotonic(), "a moment ago")  # it cost nothing, so the next may try
 
     with pytest.raises(PublishError, match="TypeError"):
         own.publish(celery_app, failing(TypeError("not JSON")))
 
-    assert [True, True] == [own.breaker.allows() for _ in range(2)]
+    assert not has_opened(own, celery_app)
+
+
+def test_one_apps_broker_is_not_anothers(celery_app: Celery, own: Publisher) -> None:
+    """A broker that is away keeps nobody from publishing to the broker of another app (H31)."""
+    second = Celery("second", broker="memory://", set_as_current=False)
+    own.lines(celery_app).breaker.failed(0, "away")
+    try:
+        own.publish(second, do_nothing)
+    finally:
+        second.close()
+
+    with pytest.raises(PublishError, match=r"\(away\)"):
+        own.publish(celery_app, do_nothing)
+
+
+@SHORT
+def test_the_rest_of_a_patience_is_no_measure(celery_app: Celery, own: Publisher, stuck: Callable[[Any], None]) -> None:
+    """Who has less than PUBLISH_TIMEOUT left, and too little, does not keep the next commit away."""
+    with pytest.raises(PublishTimeout):
+        own.publish(celery_app, stuck, TIMEOUT / 3)
+
+    own.publish(celery_app, do_nothing)
 
 
 # From within -------------------------------------------------------------------------------------------------------
@@ -329,7 +286,7 @@ def test_failure_from_within_a_publication(celery_app: Celery, own: Publisher) -
         with pytest.raises(PublishError, match="ConnectionRefusedError") as failure:
             own.publish(celery_app, failing(error))
         caught.append(failure.value)
-        assert not own.breaker.allows()
+        assert has_opened(own, celery_app)
 
     own.publish(celery_app, publish)
 

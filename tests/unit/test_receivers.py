@@ -448,6 +448,47 @@ def test_running_a_module_again_adds_no_receiver(modules: Modules, celery_app: C
     assert 1 == len(take(celery_app))
 
 
+def test_two_functions_of_one_task_name(signal: Signal, tasks: Tasks) -> None:
+    """A second function under a task name, of which Celery would run the first only, is refused (H4)."""
+    name = tasks.name()
+
+    def one(**kwargs: Any) -> None: ...
+
+    def other(**kwargs: Any) -> None: ...
+
+    receiver_task(signal, name=name)(one)
+    with pytest.raises(ConnectError, match=rf"{name}' is taken by .*one of .*test_receivers\.py.*name=\.\.\."):
+        receiver_task(signal, name=name)(other)
+
+
+def test_a_function_made_anew_needs_a_name_of_its_own(signal: Signal) -> None:
+    """What a factory decorates is another function each time, and is refused under the name of the first (H4)."""
+
+    def make(sender: Any) -> Any:
+        @receiver_task(signal, sender=sender)
+        def made_by_a_factory(**kwargs: Any) -> None: ...
+
+        return made_by_a_factory
+
+    first = make(Order)
+    with pytest.raises(ConnectError, match="made_by_a_factory' is taken by"):
+        make(Tag)
+    disconnect(signal, first, sender=Order)
+
+
+def test_a_task_of_another_app_is_sent_there(signal: Signal, tasks: Tasks, celery_app: Celery) -> None:
+    """``connect(signal, task)`` sends through the app of the task, whichever app is the current one (H1)."""
+    warehouse = tasks.another_app()
+    warehouse.conf.task_default_queue = "warehouse"
+    task = warehouse.task(base=ReceiverTask, name=tasks.name())(ignore)
+    celery_app.set_current()
+
+    connect(signal, task)
+    signal.send(sender=None)
+
+    assert [0, 1] == [len(take(celery_app)), len(take(warehouse))]
+
+
 # Declaring ---------------------------------------------------------------------------------------------------------
 
 

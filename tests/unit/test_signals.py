@@ -119,7 +119,7 @@ def test_an_event_that_is_lost(receiving: Receiving, celery_app: Celery, told: A
         order_paid.send(sender=None)
 
     ((name, receiver, facts),) = told
-    assert ("event_lost", task.name, {"event_id", "signal_name", "error"}) == (name, receiver, set(facts))
+    assert ("event_lost", task.name, {"event_id", "signal_name", "summary", "error"}) == (name, receiver, set(facts))
     assert (PublishError, True) == (type(facts["error"]), bool(facts["event_id"]))
 
 

@@ -28,7 +28,9 @@ from .standins import Unavailable
 Entry = dict[str, Any]
 
 #: A field whose name holds one of these words never travels in a snapshot; ``SENSITIVE_FIELDS`` names more.
-SENSITIVE_WORDS = re.compile("password|passwd|passphrase|secret|token|api_?key|private_?key|credential")
+SENSITIVE_WORDS = re.compile(
+    "password|passwd|passphrase|secret|token|api_?key|private_?key|credential|session_?(?:key|data|id)"
+)
 
 
 class InstanceEncoder(Encoder):
@@ -95,6 +97,8 @@ class InstanceEncoder(Encoder):
     def _pk(self, instance: models.Model, entry: Entry) -> Any:
         if not _has_pk(instance):
             return None
+        if secret := next((field.name for field in type(instance)._meta.pk_fields if is_named_secret(field)), None):
+            raise Unencodable(instance, f"its primary key {secret!r} is a secret, by its name")
         replace, self.replace = self.replace, _refuse  # a stand-in finds no row
         fields = type(instance)._meta.pk_fields
         try:
@@ -183,9 +187,14 @@ def is_user(cls: type[models.Model]) -> bool:
         return False
 
 
+def is_named_secret(field: Field) -> bool:
+    """Tell whether a field's name says that its value is a secret."""
+    return SENSITIVE_WORDS.search(field.name.lower()) is not None
+
+
 def is_sensitive(cls: type[models.Model], field: Field) -> bool:
     """Tell whether a field's value must not travel in a snapshot."""
-    if SENSITIVE_WORDS.search(field.name.lower()) and not _is_pk(cls, field):
+    if is_named_secret(field) and not _is_pk(cls, field):
         return True
     given = conf.get().SENSITIVE_FIELDS
     metas = filter(None, (getattr(base, "_meta", None) for base in cls.__mro__))
