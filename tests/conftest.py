@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from django.db import connections
 
 from tests import brokers, run
 from tests.brokers import Broker
+from tests.making import Tasks
 from tests.processes import Processes
 from tests.project.celery import app, configure, disconnect
+from tests.receiving import Receiving
 from tests.services import SERVICES, absent, are_required
 
 hypothesis.settings.register_profile("home", deadline=None)
@@ -86,6 +89,34 @@ def celery_app() -> Iterator[Celery]:
         app.conf.changes.update(saved)
         disconnect()
     brokers.forget_memory()
+
+
+@pytest.fixture
+def receiving(celery_app: Celery) -> Iterator[Receiving]:
+    """Declares receivers, which end with the test."""
+    receiving = Receiving(app=celery_app)
+    yield receiving
+    receiving.end()
+
+
+@pytest.fixture
+def tasks(celery_app: Celery) -> Iterator[Tasks]:
+    """Makes tasks in every way there is, which end with the test."""
+    tasks = Tasks(app=celery_app)
+    yield tasks
+    tasks.end()
+
+
+@pytest.fixture
+def stuck() -> Iterator[Callable[[Any], None]]:
+    """A publication that does not come back before the test ends."""
+    end = threading.Event()
+
+    def publish(producer: Any) -> None:
+        end.wait(30)
+
+    yield publish
+    end.set()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from datetime import timedelta
@@ -28,13 +28,6 @@ from tests.receiving import Receiving
 from tests.shop.models import Customer, Everything, Order, Product
 
 Sent = Callable[[], list[dict[str, tuple[Any, Any]]]]
-
-
-@pytest.fixture
-def receiving(celery_app: Celery) -> Iterator[Receiving]:
-    receiving = Receiving(app=celery_app)
-    yield receiving
-    receiving.end()
 
 
 @pytest.fixture

@@ -43,13 +43,6 @@ BOUND = 3 * TIMEOUT
 doorbell = Signal()
 
 
-@pytest.fixture
-def receiving(celery_app: Celery) -> Iterator[Receiving]:
-    receiving = Receiving(app=celery_app)
-    yield receiving
-    receiving.end()
-
-
 def summaries(app: Celery) -> list[str]:
     """Take what was published, and say what it was."""
     return [message.body["summary"] for message in take(app)]

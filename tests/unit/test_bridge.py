@@ -7,7 +7,7 @@ import gc
 import inspect
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from threading import Thread
 from types import ModuleType
 from typing import Any
@@ -51,20 +51,6 @@ NEVER_ENDING = [pre_init, post_init, class_prepared, connection_created, *LIFECY
 def at_once(settings: Any) -> None:
     """Messages leave without waiting for a database."""
     settings.DJANGO_CELERY_SIGNALS = {"GUARANTEE": "immediate"}
-
-
-@pytest.fixture
-def tasks(celery_app: Celery) -> Iterator[Tasks]:
-    tasks = Tasks(app=celery_app)
-    yield tasks
-    tasks.end()
-
-
-@pytest.fixture
-def receiving(celery_app: Celery) -> Iterator[Receiving]:
-    receiving = Receiving(app=celery_app)
-    yield receiving
-    receiving.end()
 
 
 def sending(sender: Any = None, signal: Signal = post_save, **kwargs: Any) -> Sending:

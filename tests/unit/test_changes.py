@@ -84,20 +84,6 @@ def nothing_watched() -> Iterator[None]:
 
 
 @pytest.fixture
-def receiving(celery_app: Celery) -> Iterator[Receiving]:
-    receiving = Receiving(app=celery_app)
-    yield receiving
-    receiving.end()
-
-
-@pytest.fixture
-def tasks(celery_app: Celery) -> Iterator[Tasks]:
-    tasks = Tasks(app=celery_app)
-    yield tasks
-    tasks.end()
-
-
-@pytest.fixture
 def sent(celery_app: Celery) -> Sent:
     """Takes what was sent since the last time, and says which changes it tells of."""
     return lambda: [opened(message.sealed).reader.changes() for message in take(celery_app)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -35,13 +34,6 @@ from tests.receiving import Receiving, hearing
 from tests.shop.models import Customer, Tag
 
 closing_time, opening_time = Signal(), Signal()
-
-
-@pytest.fixture
-def receiving(celery_app: Celery) -> Iterator[Receiving]:
-    receiving = Receiving(app=celery_app)
-    yield receiving
-    receiving.end()
 
 
 @pytest.fixture

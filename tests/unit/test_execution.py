@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from datetime import timezone as fixed_timezone
@@ -51,13 +50,6 @@ from tests.shop.models import Customer, Order, Tag, User
 doorbell = Signal()
 
 EVERYTHING = {"autoretry_for": (Exception,), "max_retries": 2, "default_retry_delay": 1}  # is retried by Celery
-
-
-@pytest.fixture
-def receiving(celery_app: Celery) -> Iterator[Receiving]:
-    receiving = Receiving(app=celery_app)
-    yield receiving
-    receiving.end()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

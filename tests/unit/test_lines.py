@@ -17,6 +17,7 @@ from django.db import connection as database
 from django_celery_signals import PublishError, PublishTimeout
 from django_celery_signals import lines as module
 from django_celery_signals.lines import Line, Lines
+from tests.publishing import do_nothing, failing
 from tests.waiting import wait_until
 
 
@@ -34,29 +35,6 @@ def line(celery_app: Celery) -> Iterator[Line]:
     line = Line(celery_app)
     yield line
     line.leave()
-
-
-@pytest.fixture
-def stuck() -> Iterator[Callable[[Any], None]]:
-    """A publication that does not come back before the test ends."""
-    end = threading.Event()
-
-    def publish(producer: Any) -> None:
-        end.wait(30)
-
-    yield publish
-    end.set()
-
-
-def do_nothing(producer: Any) -> None:
-    """Publish nothing, successfully."""
-
-
-def failing(error: BaseException) -> Callable[[Any], None]:
-    def publish(producer: Any) -> None:
-        raise error
-
-    return publish
 
 
 def outcome(done: Future[None]) -> BaseException | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -40,13 +40,6 @@ some_signal = Signal()
 def at_once(settings: Any) -> None:
     """Messages leave without waiting for a database."""
     settings.DJANGO_CELERY_SIGNALS = {"GUARANTEE": "immediate"}
-
-
-@pytest.fixture
-def tasks(celery_app: Celery) -> Iterator[Tasks]:
-    tasks = Tasks(app=celery_app)
-    yield tasks
-    tasks.end()
 
 
 def always(**kwargs: Any) -> bool:

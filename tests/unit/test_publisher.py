@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,6 +18,7 @@ from django_celery_signals import PublishError, PublishTimeout
 from django_celery_signals import publisher as module
 from django_celery_signals.breaker import FIRST_PAUSE
 from django_celery_signals.publisher import Publisher, publisher
+from tests.publishing import do_nothing, failing
 
 TIMEOUT = 0.3
 SHORT = override_settings(DJANGO_CELERY_SIGNALS={"PUBLISH_TIMEOUT": TIMEOUT})
@@ -30,29 +30,6 @@ def own() -> Iterator[Publisher]:
     own = Publisher()
     yield own
     own.close()
-
-
-@pytest.fixture
-def stuck() -> Iterator[Callable[[Any], None]]:
-    """A publication that does not come back before the test ends."""
-    end = threading.Event()
-
-    def publish(producer: Any) -> None:
-        end.wait(30)
-
-    yield publish
-    end.set()
-
-
-def do_nothing(producer: Any) -> None:
-    """Publish nothing, successfully."""
-
-
-def failing(error: BaseException) -> Callable[[Any], None]:
-    def publish(producer: Any) -> None:
-        raise error
-
-    return publish
 
 
 def has_opened(own: Publisher, app: Celery) -> bool:
@@ -231,7 +208,9 @@ def test_transport_that_is_not_installed(celery_app: Celery, own: Publisher, mon
 
 def test_message_error_closes_the_breaker(celery_app: Celery, own: Publisher) -> None:
     """Where one caller tries whether the broker is back, an error of its message says that it is (H31)."""
-    own.lines(celery_app).breaker.failed(time.monotonic(), "a moment ago")  # it cost nothing, so the next may try
+    breaker = own.lines(celery_app).breaker
+    breaker.failed(0, "away")
+    breaker._open_until = 0  # the pause is over
 
     with pytest.raises(PublishError, match="TypeError"):
         own.publish(celery_app, failing(TypeError("not JSON")))

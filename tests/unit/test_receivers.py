@@ -49,20 +49,6 @@ def signal() -> Iterator[Signal]:
         receivers._connections = {key: one for key, one in receivers._connections.items() if one is not connection}
 
 
-@pytest.fixture
-def receiving(celery_app: Celery) -> Iterator[Receiving]:
-    receiving = Receiving(app=celery_app)
-    yield receiving
-    receiving.end()
-
-
-@pytest.fixture
-def tasks(celery_app: Celery) -> Iterator[Tasks]:
-    tasks = Tasks(app=celery_app)
-    yield tasks
-    tasks.end()
-
-
 # One receiver ------------------------------------------------------------------------------------------------------
 
 

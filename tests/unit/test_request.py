@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,13 +19,6 @@ from tests.receiving import Receiving
 from tests.shop.models import Tag
 
 doorbell = Signal()
-
-
-@pytest.fixture
-def receiving(celery_app: Celery) -> Iterator[Receiving]:
-    receiving = Receiving(app=celery_app)
-    yield receiving
-    receiving.end()
 
 
 def received(app: Celery, protocol: int = 2) -> Request:

@@ -30,13 +30,6 @@ def at_once(settings: Any) -> None:
 
 
 @pytest.fixture
-def receiving(celery_app: Celery) -> Iterator[Receiving]:
-    receiving = Receiving(app=celery_app)
-    yield receiving
-    receiving.end()
-
-
-@pytest.fixture
 def told() -> Iterator[list[tuple[str, str, dict[str, Any]]]]:
     """What the library's own signals say, in the order of their sending: name, receiver, facts."""
     told: list[tuple[str, str, dict[str, Any]]] = []

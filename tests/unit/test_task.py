@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -38,20 +38,6 @@ def eager(celery_app: Celery) -> Celery:
     """The app, which runs what it is told to send."""
     celery_app.conf.task_always_eager = True
     return celery_app
-
-
-@pytest.fixture
-def tasks(celery_app: Celery) -> Iterator[Tasks]:
-    tasks = Tasks(app=celery_app)
-    yield tasks
-    tasks.end()
-
-
-@pytest.fixture
-def receiving(celery_app: Celery) -> Iterator[Receiving]:
-    receiving = Receiving(app=celery_app)
-    yield receiving
-    receiving.end()
 
 
 def add(x: int = 0, y: int = 0) -> int:
