@@ -37,11 +37,11 @@ os.register_at_fork(after_in_child=lambda: globals().update(_counts_lock=threadi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """A sealed envelope on its way, and how it is to be sent."""
+    """An envelope on its way, and how it is to be sent."""
 
     app: Celery  # whose broker it is for
     envelope: Envelope
-    sealed: str
+    body: str  # what the broker carries of it
     options: dict[str, Any]  # of apply_async
 
 
@@ -57,7 +57,7 @@ def dispatch(app: Celery, envelope: Envelope, guarantee: str, options: dict[str,
     Raises:
         PublishError: under ``"immediate"``, when the broker does not take the message.
     """
-    GUARANTEES[guarantee](Message(app=app, envelope=envelope, sealed=seal(envelope), options=_absolute(options)))
+    GUARANTEES[guarantee](Message(app=app, envelope=envelope, body=seal(envelope), options=_absolute(options)))
 
 
 def immediate(message: Message) -> None:
@@ -157,7 +157,7 @@ def publish(message: Message, patience: Patience | None = None) -> None:
     options = {**_lineage(app, task), **message.options, "argsrepr": message.envelope.summary}
 
     def send(producer: Any = None) -> None:
-        task.apply_async(kwargs={ARGUMENT: message.sealed}, producer=producer, retry=False, **options)
+        task.apply_async(kwargs={ARGUMENT: message.body}, producer=producer, retry=False, **options)
 
     if app.conf.task_always_eager:
         send()  # runs the receiver, for as long as that takes

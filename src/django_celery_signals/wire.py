@@ -23,11 +23,14 @@ _SALT = "django_celery_signals.envelope"
 
 
 def seal(envelope: Envelope) -> str:
-    """Return an envelope as signed JSON text, of at most ``MAX_ENVELOPE_BYTES``: the largest arguments stay behind."""
+    """Return an envelope as signed JSON text, for whoever carries it must not be able to change it."""
+    return Signer(salt=_SALT).sign(dump(envelope))
+
+
+def dump(envelope: Envelope) -> str:
+    """Return an envelope as JSON text, of at most ``MAX_ENVELOPE_BYTES``: the largest arguments stay behind."""
     text, limit = _dump(envelope), conf.get().MAX_ENVELOPE_BYTES
-    if len(text) > limit:
-        text = _dump_lightened(envelope, limit, len(text) - limit)
-    return Signer(salt=_SALT).sign(text)
+    return text if len(text) <= limit else _dump_lightened(envelope, limit, len(text) - limit)
 
 
 def _dump_lightened(envelope: Envelope, limit: int, excess: int) -> str:
@@ -123,7 +126,7 @@ def parse(text: str) -> Envelope:
     """Read an envelope from its JSON text.
 
     Raises:
-        DecodeError: when it is not what :func:`seal` signs.
+        DecodeError: when it is not what :func:`dump` writes.
     """
     try:
         body = json.loads(text)
