@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from types import MethodType
 from typing import Any
+from weakref import WeakSet
 
 from celery import Celery
 from django.contrib.auth.signals import user_login_failed
@@ -44,6 +45,9 @@ _VETOES = (
     "corsheaders.signals:check_request_enabled",
     "simple_history.signals:pre_create_historical_record",
 )
+
+
+_accepted: WeakSet[Signal] = WeakSet()  # signals found to be none of these
 
 
 class Target:
@@ -194,6 +198,8 @@ def check_signal(signal: Signal, receiver: str) -> None:
     Raises:
         ConnectError: saying why, and what to do instead.
     """
+    if signal in _accepted:
+        return
     reason = _NOT_ASYNCHRONOUS.get(signal)
     if reason is None and names.signal_name(signal) in _VETOES:
         reason = "its sender acts on what the receiver returns or changes, which comes too late from a worker"
@@ -203,6 +209,7 @@ def check_signal(signal: Signal, receiver: str) -> None:
             f"{receiver} cannot be connected to {name}: {reason}. Connect a plain function, and let that call the task "
             "if some of the work can wait."
         )
+    _accepted.add(signal)
 
 
 def alias_of(sending: Sending) -> str:

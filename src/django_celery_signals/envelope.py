@@ -79,7 +79,8 @@ def write(
         EncodeError: under ``STRICT``, for an argument that cannot be carried.
         LoopDetected: when more than ``MAX_DEPTH`` receivers have caused one another.
     """
-    signal_name = names.signal_name(sending.signal)
+    signal_names = names.signal_names(sending.signal)
+    signal_name = next(iter(signal_names), "")
     summary = summarise(sending, signal_name)
     event = new_event(receiver, signal_name, summary, using)
     writer = _Writer(receiver, signal_name)
@@ -93,7 +94,7 @@ def write(
     writer.argument = "changes"
     return Envelope(
         event=event,
-        signal_names=names.signal_names(sending.signal),
+        signal_names=signal_names,
         summary=summary,
         sender=sender,
         kwargs=kwargs,
