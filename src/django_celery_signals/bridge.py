@@ -232,7 +232,10 @@ def alias_of(sending: Sending) -> str:
 def _is_historical(sending: Sending) -> bool:
     """Tell whether a migration's model sent it: its tables and its class are not those of the installed code."""
     things = (sending.sender, type(sending.kwargs.get("instance")))
-    return any(getattr(thing, "__module__", None) == "__fake__" for thing in things)
+    return any(getattr(thing, "__module__", None) in _OF_MIGRATIONS for thing in things)
+
+
+_OF_MIGRATIONS = ("__fake__", "django.db.migrations.recorder")
 
 
 def _of_apply_async(options: SendingOptions) -> dict[str, Any]:

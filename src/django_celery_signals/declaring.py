@@ -29,6 +29,7 @@ class Declared:
     name: str
     place: tuple[str, str]  # the function's file and qualified name
     module: str
+    spec: Any  # of that module; another one when it is loaded again
     body: Body
     base: type
     task: Any
@@ -71,11 +72,16 @@ def make_task(function: Any, given: dict[str, Any]) -> Any:
     if known is not None and known.module != function.__module__ and "name" not in given:
         return known.task
     named = {"name": f"{function.__module__}.{function.__name__}", "base": ReceiverTask, **given}
-    _check_name(named["name"], function, place, where)
+    other = _by_name.get(named["name"])
+    if other is not None:
+        if _is_made_again(function, other):
+            return other.task
+        _check_name(other, function, place, where)
     made = Declared(
         name=named["name"],
         place=place,
         module=function.__module__,
+        spec=_spec_of(function),
         body=(function, bool(given.get("bind"))),
         base=named["base"],
         task=shared_task(**named)(function),
@@ -84,17 +90,31 @@ def make_task(function: Any, given: dict[str, Any]) -> Any:
     return made.task
 
 
-def _check_name(name: str, function: Any, place: tuple[str, str], where: str) -> None:
+def _is_made_again(function: Any, known: Declared) -> bool:
+    """Tell whether a function is one that was made before, inside another function that is called again."""
+    code = _code_of(function)
+    has_own_values = bool(code.co_freevars) or inspect.ismethod(function)  # those of the factory, or of an object
+    return code is _code_of(known.body[0]) and not has_own_values
+
+
+def _check_name(known: Declared, function: Any, place: tuple[str, str], where: str) -> None:
     """Refuse a name that is taken: Celery keeps the first function of a name, so a second would never run."""
-    known = _by_name.get(name)
-    if known is None:
-        return
-    is_same = known.place == place or (known.module, known.place[1]) == (function.__module__, place[1])
-    if not is_same or "<locals>" in place[1]:  # what is made inside a function is another one each time
+    is_same_place = known.place == place or (known.module, known.place[1]) == (function.__module__, place[1])
+    is_loaded_again = known.spec is None or known.spec is not _spec_of(function)
+    is_closure = _code_of(function) is _code_of(known.body[0])
+    if not is_same_place or is_closure or not is_loaded_again:
         raise ConnectError(
-            f"{where}: the task name {name!r} is taken by {known.place[1]} of {known.place[0]}, so this function would "
-            "never run. Give it a name of its own: @receiver_task(..., name=...)."
+            f"{where}: the task name {known.name!r} is taken by {known.place[1]} of {known.place[0]}, so this function "
+            "would never run. Give it a name of its own: @receiver_task(..., name=...)."
         )
+
+
+def _code_of(function: Any) -> Any:
+    return inspect.unwrap(function).__code__
+
+
+def _spec_of(function: Any) -> Any:
+    return getattr(sys.modules.get(function.__module__), "__spec__", None)
 
 
 def check_options(given: Mapping[str, Any], where: str) -> None:

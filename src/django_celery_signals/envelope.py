@@ -83,7 +83,7 @@ def write(
     signal_name = next(iter(signal_names), "")
     summary = summarise(sending, signal_name)
     event = new_event(receiver, signal_name, summary, using)
-    writer = _Writer(receiver, signal_name)
+    writer = _Writer(receiver, signal_name, any(name.startswith("django.") for name in signal_names))
     encoder = InstanceEncoder(writer.replace, snapshot=snapshot, users_too=users_too)
     writer.argument = "sender"
     sender = _encode_sender(sending.sender, encoder)
@@ -134,14 +134,15 @@ def _is_raw_request(sending: Sending, value: Any) -> bool:
 class _Writer:
     """Decides what becomes of a value that has no JSON form: a stand-in and one warning, or an error under STRICT."""
 
-    def __init__(self, receiver: str, signal_name: str) -> None:
+    def __init__(self, receiver: str, signal_name: str, is_djangos: bool) -> None:
         self.receiver, self.signal_name, self.argument = receiver, signal_name, ""
+        self.is_djangos = is_djangos  # what Django sends nobody can change
 
     def replace(self, error: Unencodable) -> Any:
         reason = standins.expected(error)
         if reason is not None:
             error = Unencodable(error.value, reason)
-            if self.signal_name.startswith("django."):  # whose senders nobody can change
+            if self.is_djangos:
                 return standins.absent(error)
         cls = type(error.value)
         message = (
@@ -206,7 +207,11 @@ def _context() -> dict[str, Any]:
 def _zone_name(zone: tzinfo) -> str:
     """Return the name of a zone; of one without, such as a bare offset, its offset now, as ``UTC+05:30``."""
     key = getattr(zone, "key", None)
-    return key if isinstance(key, str) else str(timezone(datetime.now(UTC).astimezone(zone).utcoffset() or timedelta()))
+    return (
+        key
+        if isinstance(key, str)
+        else str(timezone(zone.utcoffset(datetime.now(UTC).replace(tzinfo=zone)) or timedelta()))
+    )
 
 
 # Reading ---------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ _chosen: WeakKeyDictionary[Signal, str] = WeakKeyDictionary()  # the same, the o
 _places_of_signals: WeakKeyDictionary[Signal, set[str]] = WeakKeyDictionary()
 _scanned: dict[str, Any] = {}  # modules looked through, by name
 _scanned_until: tuple[int, str] | None = None
+_OWN_SIGNALS = f"{__package__}.signals"  # other modules of the library only import signals
 _lock = Lock()
 register_at_fork(after_in_child=lambda: globals().update(_lock=Lock()))  # a thread of the parent may hold it
 
@@ -157,7 +158,7 @@ def _scan() -> None:
     if newest == _scanned_until:
         return
     for name, module in list(sys.modules.items()):
-        if _scanned.get(name) is not module and name.partition(".")[0] != __package__:
+        if _scanned.get(name) is not module and (name.partition(".")[0] != __package__ or name == _OWN_SIGNALS):
             _note_signals(name, module)
     _scanned_until = newest
 
@@ -166,7 +167,8 @@ def _note_signals(module_name: str, module: Any) -> None:
     for value, path in _held_by(module_name, module):
         if issubclass(type(value), Signal):  # not isinstance(), which evaluates lazy objects
             _places_of_signals.setdefault(value, set()).add(path)
-    if not getattr(_content_of(module).get("__spec__"), "_initializing", False):
+    is_complete = not getattr(_content_of(module).get("__spec__"), "_initializing", False)
+    if is_complete and type(module).__name__ != "_LazyModule":  # of importlib, not loaded yet
         _scanned[module_name] = module
 
 

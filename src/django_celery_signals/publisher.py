@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import wait
 
 from celery import Celery
 
@@ -18,6 +18,10 @@ from . import conf
 from .broker import is_outage
 from .exceptions import PublishError, PublishTimeout
 from .lines import Lines, Publish
+
+#: The share of PUBLISH_TIMEOUT that a broker must have had before its silence is an outage: the rest of a commit's
+#: patience, or of the wait for a line, may be too little for any broker.
+ENOUGH = 0.9
 
 
 class Publisher:
@@ -57,13 +61,16 @@ class Publisher:
     def _outcome(self, lines: Lines, publish: Publish, began: float, timeout: float) -> BaseException | None:
         """Return what the publication raised, if anything."""
         with lines.line(timeout) as line:
-            try:
-                return line.submit(publish).exception(began + timeout - time.monotonic())
-            except FutureTimeout:
-                message = f"The broker did not take the message within {round(timeout, 2):g} s."
-                if timeout >= conf.get().PUBLISH_TIMEOUT:  # the rest of a commit's patience may be too little for any
-                    lines.breaker.failed(began, message)
-                raise PublishTimeout(message) from None
+            left = began + timeout - time.monotonic()
+            done = line.submit(publish)
+            wait([done], left)
+            if done.done():
+                return done.exception()
+            done.cancel()
+            message = f"The broker did not take the message within {round(timeout, 2):g} s."
+            if left >= ENOUGH * conf.get().PUBLISH_TIMEOUT:
+                lines.breaker.failed(began, message)
+            raise PublishTimeout(message)
 
     def lines(self, app: Celery) -> Lines:
         """Return the lines of an app."""

@@ -14,15 +14,16 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 class Fate:
     """Whether what was saved inside a transaction is committed or rolled back; shared by all copies of an instance."""
 
-    __slots__ = ("__weakref__", "_hook", "is_committed", "savepoints")
+    __slots__ = ("__weakref__", "_at", "_connection", "_hook", "_was_committed", "savepoints")
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         """Follow the transaction that is open on a connection."""
         self.savepoints = frozenset(connection.savepoint_ids)  # of which none is used twice
-        self.is_committed = False
+        self._connection, self._at = connection, len(connection.run_on_commit)
+        self._was_committed = False
 
         def commit() -> None:
-            self.is_committed = True
+            self._was_committed = True
 
         # Held by nothing but Django's list of commit hooks: gone without having been called once it was rolled back.
         self._hook = weakref.ref(commit)
@@ -39,11 +40,18 @@ class Fate:
 
     @property
     def is_rolled_back(self) -> bool:
-        return not self.is_committed and self._hook() is None
+        return not self._was_committed and self._hook() is None
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether it is, also while hooks that come before this one's still run."""
+        hook, hooks = self._hook(), self._connection.run_on_commit
+        is_queued = self._at < len(hooks) and hooks[self._at][1] is hook
+        return self._was_committed or (hook is not None and not is_queued)
 
     @property
     def is_decided(self) -> bool:
-        return self.is_committed or self._hook() is None
+        return self.is_committed or self.is_rolled_back
 
 
 _latest: weakref.WeakKeyDictionary[BaseDatabaseWrapper, Callable[[], Fate | None]] = weakref.WeakKeyDictionary()

@@ -1064,6 +1064,26 @@ def test_a_transaction_has_one_hook(receiving: Receiving, sent: Sent) -> None:
     assert (1, []) == (hooks, sent())
 
 
+@pytest.mark.django_db(transaction=True)
+def test_a_save_in_a_commit_hook_that_is_rolled_back(receiving: Receiving, sent: Sent) -> None:
+    """What a commit hook saves and rolls back is sent when it is saved again, whichever hook comes first (H36, H39)."""
+    receiving(post_save, sender=Product, changed=["views"], created=False)
+    first, second = (Product.objects.create(sku=sku, views=1) for sku in "ab")
+
+    def hook() -> None:
+        saved(second, 5, fails=True)
+        second.save()
+
+    with transaction.atomic():
+        transaction.on_commit(hook)
+        first.views = 2
+        first.save()
+
+    assert [{"views": (1, 2)}, {"views": (1, 5)}, {"views": (1, 5)}] == sent()
+    second.save()
+    assert [] == sent()
+
+
 # Sent otherwise ----------------------------------------------------------------------------------------------------
 
 

@@ -28,6 +28,7 @@ from django_celery_signals.names import (
     signal_name,
     signal_names,
 )
+from django_celery_signals.signals import event_sent
 
 here = Signal()
 in_dictionary = {"paid": Signal(), "sent": Signal(), "with.dot": Signal(), 5: Signal()}
@@ -239,8 +240,24 @@ def test_lazily_loaded_modules_stay_unloaded(module: Callable[..., types.ModuleT
 
 
 def test_the_librarys_own_modules_give_no_name() -> None:
-    """A signal has no name from a module of this library that merely imports it."""
+    """A signal has no name from a module of this library that merely imports it; the library's own have one."""
     assert [] == [name for name in signal_names(post_save) if name.startswith("django_celery_signals.")]
+    assert "django_celery_signals.signals:event_sent" == signal_name(event_sent)
+
+
+def test_a_module_that_is_loaded_late_is_searched_then(module: Callable[..., types.ModuleType]) -> None:
+    """A module behind importlib's lazy loader is looked through once it is loaded (H21)."""
+    lazy = type("_LazyModule", (types.ModuleType,), {})("shop.lazily")
+    sys.modules["shop.lazily"] = lazy
+    signal = Signal()
+    try:
+        assert signal_name(signal) == ""
+        lazy.__class__ = types.ModuleType
+        vars(lazy)["late"] = signal
+        module("shop.after_lazily")
+        assert signal_name(signal) == "shop.lazily:late"
+    finally:
+        del sys.modules["shop.lazily"]
 
 
 # Things ------------------------------------------------------------------------------------------------------------

@@ -368,6 +368,9 @@ class Modules:
     def import_file(self, name: str, file_name: str) -> ModuleType:
         file = self.folder / file_name
         file.write_text(RECEIVERS)
+        return self.load(name, file)
+
+    def load(self, name: str, file: Path) -> ModuleType:
         spec = importlib.util.spec_from_file_location(name, file)
         assert spec is not None
         assert spec.loader is not None
@@ -447,12 +450,59 @@ def test_two_functions_of_one_task_name(signal: Signal, tasks: Tasks) -> None:
         receiver_task(signal, name=name)(other)
 
 
+@pytest.mark.filterwarnings("ignore:.*is already registered")  # newer versions of Celery warn
+def test_two_functions_of_one_name_in_one_module(signal: Signal, modules: Modules) -> None:
+    """A function that is overwritten in its own module is refused; the module itself may be loaded again (H4)."""
+    file = modules.folder / "twins.py"
+    file.write_text("from tests.unit.test_receivers import order_paid, receiver_task\n" + TWIN * 2)
+
+    with pytest.raises(ConnectError, match=r"twins\.twin' is taken by twin of"):
+        modules.load("twins", file)
+    file.write_text("from tests.unit.test_receivers import order_paid, receiver_task\n\n" + TWIN)
+    modules.load("twins", file)
+
+
+TWIN = """
+@receiver_task(order_paid)
+def twin(**kwargs): ...
+"""
+
+
+def test_a_function_made_anew_without_values_of_its_own(signal: Signal) -> None:
+    """A receiver inside a function that is called twice, such as ``ready()``, is one receiver (H4)."""
+
+    def ready() -> Any:
+        @receiver_task(signal)
+        def made_when_ready(**kwargs: Any) -> None: ...
+
+        return made_when_ready
+
+    ready()
+    assert 1 == len([one for one in connections() if one.signal is signal])
+    task = ready()
+    assert 1 == len([one for one in connections() if one.signal is signal])
+    assert disconnect(signal, task)
+
+
+def test_methods_of_two_objects(signal: Signal) -> None:
+    """A bound method is another receiver for each object, and is refused under the name of the first (H4)."""
+
+    class Counter:
+        def count_for_an_object(self, **kwargs: Any) -> None: ...
+
+    first = receiver_task(signal)(Counter().count_for_an_object)
+    with pytest.raises(ConnectError, match="count_for_an_object' is taken by"):
+        receiver_task(signal)(Counter().count_for_an_object)
+    disconnect(signal, first)
+
+
 def test_a_function_made_anew_needs_a_name_of_its_own(signal: Signal) -> None:
     """What a factory decorates is another function each time, and is refused under the name of the first (H4)."""
 
     def make(sender: Any) -> Any:
         @receiver_task(signal, sender=sender)
-        def made_by_a_factory(**kwargs: Any) -> None: ...
+        def made_by_a_factory(**kwargs: Any) -> Any:
+            return sender
 
         return made_by_a_factory
 

@@ -97,7 +97,7 @@ class InstanceEncoder(Encoder):
     def _pk(self, instance: models.Model, entry: Entry) -> Any:
         if not _has_pk(instance):
             return None
-        if secret := next((field.name for field in type(instance)._meta.pk_fields if is_named_secret(field)), None):
+        if secret := next((field.name for field in type(instance)._meta.pk_fields if _is_secret_key(field)), None):
             raise Unencodable(instance, f"its primary key {secret!r} is a secret, by its name")
         replace, self.replace = self.replace, _refuse  # a stand-in finds no row
         fields = type(instance)._meta.pk_fields
@@ -190,6 +190,13 @@ def is_user(cls: type[models.Model]) -> bool:
 def is_named_secret(field: Field) -> bool:
     """Tell whether a field's name says that its value is a secret."""
     return SENSITIVE_WORDS.search(field.name.lower()) is not None
+
+
+def _is_secret_key(field: Any) -> bool:
+    """Tell whether a primary key is a secret; a number or another model's key is none for its name alone."""
+    while field.remote_field is not None:
+        field = field.target_field
+    return is_named_secret(field) and not isinstance(field, models.IntegerField)
 
 
 def is_sensitive(cls: type[models.Model], field: Field) -> bool:

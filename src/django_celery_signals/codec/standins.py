@@ -82,6 +82,8 @@ _NEVER_CARRIED = {
     "django.http.response.HttpResponseBase": "a response belongs to its request",
     "django.template.base.Template": "a template is loaded where it is used; send its name",
     "django.template.context.BaseContext": "a template context belongs to its rendering",
+    "django.core.management.base.OutputWrapper": "an open file belongs to its process",
+    "django.contrib.sessions.base_session.AbstractBaseSession": "its primary key is a secret",
     "io.IOBase": "an open file belongs to its process",
     "_io._IOBase": "an open file belongs to its process",
 }

@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from asgiref.sync import async_to_sync
 from django.apps.registry import Apps
+from django.contrib.sessions.models import Session
 from django.core.exceptions import ImproperlyConfigured
 from django.core.files.base import ContentFile
 from django.core.serializers.base import DeserializedObject
@@ -835,6 +836,42 @@ def test_words_for_secrets(registry: Apps, word: str) -> None:
         arrived = sent({"instance": keyed})
         assert f"its primary key {word!r} is a secret" in repr(arrived["instance"])
         assert "hidden" not in str(arrived.envelope)
+
+
+def test_numbers_and_relations_are_no_secret_keys(registry: Apps) -> None:
+    """A primary key that is a number, or the key of another model, travels whatever it is called (H54)."""
+
+    class Token(models.Model):
+        class Meta(OfShop):
+            pass
+
+    class PremiumToken(Token):
+        class Meta(OfShop):
+            pass
+
+    class Visit(models.Model):
+        session_id = models.AutoField(primary_key=True)
+
+        class Meta(OfShop):
+            pass
+
+    class Secretary(models.Model):
+        secretary = models.OneToOneField(Token, models.CASCADE, primary_key=True)
+
+        class Meta(OfShop):
+            pass
+
+    for made in (PremiumToken(pk=5, token_ptr_id=5), Visit(pk=5), Secretary(secretary_id=5)):
+        assert type(made) is type(sent({"instance": made}, snapshot=True)["instance"])
+
+
+@override_settings(DJANGO_CELERY_SIGNALS={"STRICT": True})
+def test_django_itself_may_save_a_secret_key() -> None:
+    """What Django's signals say of a session, whose key is a secret, arrives as a stand-in, also under STRICT (H65)."""
+    arrived = sent({"instance": stored(Session(pk="hidden"))}, signal=post_save)
+
+    assert type(arrived["instance"]) is Unavailable
+    assert "hidden" not in str(arrived.envelope)
 
 
 @pytest.mark.django_db
