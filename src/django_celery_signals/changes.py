@@ -20,6 +20,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.fields.files import FieldFile
 from django.db.models.signals import post_save
 
+from .codec.fields import is_expression
 from .codec.instances import as_instance
 from .exceptions import ConnectError
 from .values import Fate, Values
@@ -160,7 +161,7 @@ def _follow_saves(model: type[models.Model]) -> None:
     @functools.wraps(original)
     def save_base(self: models.Model, *args: Any, **kwargs: Any) -> None:
         watched, held = _watched.get(type(self), frozenset()), self.__dict__
-        expressions = frozenset(name for name in watched if hasattr(held.get(name), "resolve_expression"))
+        expressions = frozenset(name for name in watched if is_expression(held.get(name)))
         token = _saving.set(_Saving(self, expressions) if watched else None)
         try:
             original(self, *args, **kwargs)

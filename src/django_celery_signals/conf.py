@@ -35,7 +35,8 @@ class Settings:
     MAX_ENVELOPE_BYTES: int = 8 * 1024 * 1024  # of a larger envelope, the largest arguments stay behind
 
 
-def _is_positive(value: Any) -> bool:
+def is_positive(value: Any) -> bool:
+    """Tell whether a value is a number above zero that is not infinite; True is none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
@@ -48,8 +49,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "STRICT": (lambda value: isinstance(value, bool), "True or False"),
     "AUTODISCOVER": (_are_strings, "a list of module names such as ['receivers', 'tasks']"),
     "SENSITIVE_FIELDS": (_are_strings, "a list of field names such as ['iban', 'shop.Customer.birthday']"),
-    "PUBLISH_TIMEOUT": (_is_positive, "a number of seconds greater than zero"),
-    "MAX_DEPTH": (lambda value: _is_positive(value) and isinstance(value, int), "a whole number of at least 1"),
+    "PUBLISH_TIMEOUT": (is_positive, "a number of seconds greater than zero"),
+    "MAX_DEPTH": (lambda value: is_positive(value) and isinstance(value, int), "a whole number of at least 1"),
     "REQUEST_EXTRAS": (
         lambda value: _are_strings(value) and set(value) <= set(REQUEST_EXTRAS),
         f"a list of {', '.join(map(repr, REQUEST_EXTRAS))}",

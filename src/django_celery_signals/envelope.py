@@ -207,11 +207,9 @@ def _context() -> dict[str, Any]:
 def _zone_name(zone: tzinfo) -> str:
     """Return the name of a zone; of one without, such as a bare offset, its offset now, as ``UTC+05:30``."""
     key = getattr(zone, "key", None)
-    return (
-        key
-        if isinstance(key, str)
-        else str(timezone(zone.utcoffset(datetime.now(UTC).replace(tzinfo=zone)) or timedelta()))
-    )
+    if isinstance(key, str):
+        return key
+    return str(timezone(zone.utcoffset(datetime.now(UTC).replace(tzinfo=zone)) or timedelta()))
 
 
 # Reading ---------------------------------------------------------------------------------------------------------

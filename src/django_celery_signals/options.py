@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import inspect
 import logging
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
@@ -19,6 +18,7 @@ from django.db.models.signals import ModelSignal, m2m_changed, post_save
 
 from . import changes, conf, names
 from .codec.instances import as_instance
+from .conf import is_positive
 from .envelope import Sending
 from .exceptions import ConnectError
 from .parameters import accepted, never_sends
@@ -107,10 +107,6 @@ def _several(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, (list, tuple, set, frozenset)) else (value,)
 
 
-def _is_seconds(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
-
-
 def _is_sender(value: Any) -> bool:
     return is_hashable(value) and (not isinstance(value, str) or value.count(".") == 1)
 
@@ -145,10 +141,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "raw": (lambda value: isinstance(value, bool), "True or False"),
     "queue": (lambda value: isinstance(value, str) and bool(value), "the name of a queue"),
     "priority": (lambda value: type(value) is int and 0 <= value <= 255, "a whole number, 0 to 255"),
-    "countdown": (_is_seconds, "a number of seconds greater than zero"),
+    "countdown": (is_positive, "a number of seconds greater than zero"),
     "expires": (
         lambda value: (
-            _is_seconds(value) or (isinstance(value, timedelta) and value > timedelta()) or isinstance(value, datetime)
+            is_positive(value) or (isinstance(value, timedelta) and value > timedelta()) or isinstance(value, datetime)
         ),
         "seconds greater than zero, a timedelta or a datetime",
     ),

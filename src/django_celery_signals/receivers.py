@@ -126,7 +126,7 @@ def disconnect(
         dispatch_uid: as it was connected.
         subclasses: as it was connected.
     """
-    name, found = name_of(task), []
+    name, senders, found = name_of(task), several(sender), []
 
     def undo(one: Signal, resolved: Any) -> None:
         key, django_sender, uid = _identity(name, one, resolved, dispatch_uid, subclasses)
@@ -135,7 +135,7 @@ def disconnect(
         found.append(gone or known is not None)
 
     for one in each_signal(signal):
-        each_sender(sender, partial(undo, one), f"disconnect({name})", subclasses=subclasses)
+        each_sender(senders, partial(undo, one), f"disconnect({name})", subclasses=subclasses)
     return any(found)
 
 

@@ -437,6 +437,17 @@ def test_running_a_module_again_adds_no_receiver(modules: Modules, celery_app: C
     assert 1 == len(take(celery_app))
 
 
+def test_an_iterator_of_senders_serves_every_signal(signal: Signal, tasks: Tasks) -> None:
+    """Senders that can be gone through only once are connected to, and taken from, each of several signals (H8)."""
+    task, both = tasks.shared(), [signal, Signal()]
+
+    connect(both, task, sender=iter([Order, Tag]))
+    assert 4 == len([one for one in connections() if one.receiver == task.name])
+
+    assert disconnect(both, task, sender=iter([Order, Tag]))
+    assert [] == [one for one in connections() if one.receiver == task.name]
+
+
 def test_two_functions_of_one_task_name(signal: Signal, tasks: Tasks) -> None:
     """A second function under a task name, of which Celery would run the first only, is refused (H4)."""
     name = tasks.name()
