@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Play a week of real flights into a Django site whose signals a Celery worker receives, and check every number."""
+"""Play a week of real flights into a Django site whose signals a Celery worker receives; kill it; check every number."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ import django
 from harness import environment
 
 EPILOG = """\
+In the middle the worker is killed with SIGKILL, with all that it was running and all messages that it had taken; another
+one is started. Nothing else helps it.
+
 the last line:
-  demo: saved=... sent=... received=... lost=0 failed=0 mismatches=0
+  demo: saved=... sent=... received=... failed=0 duplicates=0 lost=0 mismatches=0
 
   saved       committed calls of save()
-  sent        events that signals handed to the broker, one for each receiver
-  received    of these, the events whose receiver ran in the worker, or found its flight deleted
-  lost        events that no worker ever received
+  sent        events that signals sent in transactions that were committed, one for each receiver
+  received    of these, the events whose receiver has committed its work; a receipt is part of that work
   failed      receivers that gave up with an error, and this run itself when it was cut short
+  duplicates  receipts of work that had been committed before
+  lost        committed events whose work is missing at the end
   mismatches  numbers that differ from what one SQL query over the flights says, and events of rolled-back transactions
 
-  The exit code is 0 only if the last three are 0.
+  The exit code is 0 only if the last four are 0.
 
 the environment:
   DATABASE_URL  postgres://user:password@host/name, mariadb://..., sqlite:///file; else a fresh SQLite file.
-                The database must exist; the tables flights_* in it are EMPTIED.
+                The database must exist; its tables flights_* and django_celery_signals_* are EMPTIED.
   BROKER_URL    amqp://guest:guest@localhost//, redis://localhost/0; else a folder of files.
                 A queue with a new name is used, and deleted at the end.
 """

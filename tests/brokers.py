@@ -21,7 +21,7 @@ from tests.services import SERVICES
 class Broker:
     """Where one test's messages go; nobody else's are there."""
 
-    name: str  # "memory", "filesystem", "rabbitmq" or "redis"
+    name: str  # "memory", "filesystem", "rabbitmq", "quorum" (RabbitMQ with queues of that type) or "redis"
     url: str
     queue: str  # the default queue, unique to the test
     options: dict[str, Any]  # the transport's
@@ -37,6 +37,7 @@ class Broker:
             "control_exchange": f"{self.queue}_control",
             "event_exchange": f"{self.queue}_events",
             "worker_enable_remote_control": False,
+            **({"task_default_queue_type": "quorum"} if self.name == "quorum" else {}),
         }
 
     def queue_named(self, name: str) -> str:
@@ -53,7 +54,10 @@ class Broker:
     def message_count(self, queue: str | None = None) -> int:
         """Return how many messages wait in a queue, by default in the default one."""
         with self.connection() as connection, connection.channel() as channel:
-            passive = self.name == "rabbitmq"  # the others lose nothing by a declaration, and Redis needs it to count
+            passive = self.name in (
+                "rabbitmq",
+                "quorum",
+            )  # the others lose nothing by a declaration, and Redis needs it to count
             try:
                 return int(channel.queue_declare(queue or self.queue, passive=passive).message_count)
             except ChannelError:  # there is no such queue yet
@@ -115,4 +119,10 @@ def _clear_redis(broker: Broker) -> None:
             client.delete(key)
 
 
-_MAKERS = {"memory": _memory, "filesystem": _filesystem, "rabbitmq": _rabbitmq, "redis": _redis}
+_MAKERS = {
+    "memory": _memory,
+    "filesystem": _filesystem,
+    "rabbitmq": _rabbitmq,
+    "quorum": _rabbitmq,
+    "redis": _redis,
+}

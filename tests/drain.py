@@ -11,7 +11,7 @@ from celery import Celery
 from celery.result import EagerResult
 from kombu import Queue
 
-from django_celery_signals.dispatch import ARGUMENT
+from django_celery_signals.wire import ARGUMENT
 from tests.brokers import Broker
 from tests.waiting import wait_until
 

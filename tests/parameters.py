@@ -11,6 +11,7 @@ from tests.services import absent
 
 DATABASES = ("default", "other", "postgres", "mariadb")
 BROKERS = ("memory", "rabbitmq", "redis")  # usable within one process
+DURABLE_BROKERS = ("memory", "rabbitmq", "quorum", "redis")  # the same, with both of RabbitMQ's kinds of queues
 WORKER_BROKERS = ("filesystem", "rabbitmq", "redis")  # usable between processes
 
 
@@ -35,6 +36,11 @@ def each_broker(*names: Any) -> Any:
     return _decorator("broker", names, BROKERS, _broker_parameter, indirect=True)
 
 
+def each_durable_broker(*names: Any) -> Any:
+    """Like ``@each_broker``, with RabbitMQ's quorum queues as one more."""
+    return _decorator("broker", names, DURABLE_BROKERS, _broker_parameter, indirect=True)
+
+
 def each_worker_broker(*names: Any) -> Any:
     """Like ``@each_broker``, for tests in which a worker is a process of its own."""
     return _decorator("broker", names, WORKER_BROKERS, _broker_parameter, indirect=True)
@@ -47,7 +53,7 @@ def needs(*services: str) -> pytest.MarkDecorator:
 
 
 def _broker_parameter(name: str) -> Any:
-    return pytest.param(name, marks=_skips(name), id=name)
+    return pytest.param(name, marks=_skips("rabbitmq" if name == "quorum" else name), id=name)
 
 
 def _skips(*services: str) -> list[pytest.MarkDecorator]:
@@ -59,7 +65,7 @@ def _decorator(
 ) -> Any:
     bare = len(names) == 1 and callable(names[0])
     chosen = every if bare or not names else names
-    if unknown := set(chosen) - {*DATABASES, *BROKERS, *WORKER_BROKERS}:
+    if unknown := set(chosen) - {*DATABASES, *DURABLE_BROKERS, *WORKER_BROKERS}:
         raise ValueError(f"There is no {', '.join(map(repr, sorted(unknown)))} to choose.")
     decorate = pytest.mark.parametrize(argument, [parameter(name) for name in chosen], **options)
     return decorate(names[0]) if bare else decorate

@@ -24,13 +24,17 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-FILES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+# Migrations are Django's work: they name what they need by its full path, and nothing in the package needs them.
+FILES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py")) if path.parent.name != "migrations"}
 MODULES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 BLOCKS = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try, ast.Match)
 
 # The flow, from the signal to the receiver's function; a module imports none that stands before it.
-FLOW = ["receivers", "task", "bridge", "dispatch", "execution", "options", "wire", "envelope", "publisher", "event"]
+FLOW = [
+    *("receivers", "task", "bridge", "dispatch", "durable.relay", "durable.outbox", "handover"),
+    *("execution", "durable.hold", "carried", "options", "wire", "envelope", "publisher", "event"),
+]
 # What the library may need at run time. Everything else is the user's choice.
 REQUIRED = {"django", "celery", "kombu", "amqp", "asgiref"}
 
@@ -145,11 +149,11 @@ def docstring_length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_public_functions_explain_themselves(module: str) -> None:
-    """A module, and each public class and function of it, begins with a sentence."""
+    """A module that is not empty, and each public class and function of it, begins with a sentence."""
     tree = MODULES[module]
     public = [node for node in tree.body if isinstance(node, (*FUNCTIONS, ast.ClassDef)) and node.name[0] != "_"]
 
-    assert re.match(r"\S.*\.", ast.get_docstring(tree) or "", re.DOTALL)
+    assert not tree.body or re.match(r"\S.*\.", ast.get_docstring(tree) or "", re.DOTALL)
     assert [] == [node.name for node in public if not ast.get_docstring(node)]
 
 

@@ -55,7 +55,12 @@ TEMPLATES = [
 
 DATABASES = {"default": parse(os.environ.get("DATABASE_URL", f"sqlite://{HOME / 'flights.sqlite3'}"))}
 
-DJANGO_CELERY_SIGNALS = {"STRICT": True}  # an argument that cannot travel is an error here, not a stand-in
+DJANGO_CELERY_SIGNALS = {
+    "STRICT": True,  # an argument that cannot travel is an error here, not a stand-in
+    # Seconds after which a receiver whose worker is dead begins again. The default of 60 suits a site, where a process
+    # that is stopped for a while must not count as dead; the demonstration kills one, and its reader waits.
+    "LEASE": 10,
+}
 
 CELERY_BROKER_URL = os.environ.get("BROKER_URL", "filesystem://")
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True

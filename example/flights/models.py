@@ -1,7 +1,8 @@
 """Flights and tags, which people edit; and statistics, alerts and a search index, which only receivers write.
 
-Messages may arrive twice, late, and in another order than they were sent. So what a receiver writes never depends on
-the message alone: it locks the row it is going to write, reads the flight as it is now, and writes what follows.
+A receiver's work is committed exactly once for each event, but perhaps late, and in another order than was sent. So what
+it writes never depends on the event alone: it locks the row it is going to write, reads the flight as it is now, and
+writes what follows.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from django.db import models
+
+from django_celery_signals import Event
 
 Row = TypeVar("Row", bound=models.Model)
 
@@ -285,12 +288,21 @@ def text_of(flight: Flight, tags: list[str]) -> str:
     return " ".join(str(word) for word in words if word)
 
 
-class Receipt(models.Model):
-    """What became of one event at its receiver; written by the worker."""
+class ReceiptQuerySet(models.QuerySet["Receipt"]):
+    """Verbs of receipts."""
 
-    event_id = models.CharField(max_length=64, primary_key=True)
+    def write(self, event: Event) -> None:
+        """Note what a receiver has done, in the transaction in which it does it: both are committed, or neither is."""
+        self.create(event_id=event.id, receiver=event.receiver)
+
+
+class Receipt(models.Model):
+    """What a receiver did for one event; a second one of the same event would show that its work was done twice."""
+
+    event_id = models.CharField(max_length=36)
     receiver = models.CharField(max_length=200)
-    outcome = models.CharField(max_length=10)  # "succeeded", "discarded" or "failed"
+
+    objects = ReceiptQuerySet.as_manager()
 
     def __str__(self) -> str:
-        return f"{self.receiver} {self.event_id}: {self.outcome}"
+        return f"{self.receiver} {self.event_id}"

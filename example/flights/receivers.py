@@ -1,7 +1,10 @@
 """What happens when a flight changes. No view imports this module: every process of the project connects it by itself.
 
-Take the decorators' ``_task`` away and these are ordinary Django receivers, run inside the request. As they stand, a
-Celery worker runs them, each in a transaction of its own.
+Take the decorators' ``_task`` and the receipts away and these are ordinary Django receivers, run inside the request. As
+they stand, a Celery worker runs them, each in a transaction of its own, until each has succeeded.
+
+They need of a flight only its number, and read the rest as it is now. So they take the snapshot, and have something to
+do for flights that have been deleted meanwhile: to forget them.
 """
 
 from __future__ import annotations
@@ -11,15 +14,16 @@ from typing import Any
 from celery import shared_task
 from django.db.models.signals import m2m_changed, post_delete, post_save
 
-from django_celery_signals import ReceiverTask, receiver_task
+from django_celery_signals import Event, ReceiverTask, receiver_task
 
-from .models import ALERT, CountedFlight, DelayAlert, Flight, SearchEntry, Tag
+from .models import ALERT, CountedFlight, DelayAlert, Flight, Receipt, SearchEntry, Tag
 
 
-@shared_task(base=ReceiverTask, ignore_result=True)
-def update_statistics(sender: type[Flight], instance: Flight, **kwargs: Any) -> None:
+@shared_task(base=ReceiverTask, ignore_result=True, instance="snapshot")
+def update_statistics(sender: type[Flight], instance: Flight, event: Event, **kwargs: Any) -> None:
     """Keep the statistics by airport and by carrier."""
     CountedFlight.objects.recount(instance.pk)
+    Receipt.objects.write(event)
 
 
 post_save.connect(update_statistics.delay, sender=Flight)
@@ -32,21 +36,28 @@ def may_concern_alerts(instance: Flight, created: bool) -> bool:
 
 
 @receiver_task(post_delete, sender=Flight)
-@receiver_task(post_save, sender=Flight, changed=["arr_delay"], when=may_concern_alerts)
-def watch_delays(instance: Flight, **kwargs: Any) -> None:
+@receiver_task(post_save, sender=Flight, changed=["arr_delay"], when=may_concern_alerts, instance="snapshot")
+def watch_delays(instance: Flight, event: Event) -> None:
     """Keep an alert for every flight that arrived very late."""
     DelayAlert.objects.review(instance.pk)
+    Receipt.objects.write(event)
 
 
 @receiver_task(post_delete, sender="flights.Flight")
-@receiver_task(post_save, sender="flights.Flight", changed=["carrier", "number", "tailnum", "origin", "dest"])
-def index_flight(instance: Flight, **kwargs: Any) -> None:
+@receiver_task(
+    post_save,
+    sender="flights.Flight",
+    changed=["carrier", "number", "tailnum", "origin", "dest"],
+    instance="snapshot",
+)
+def index_flight(instance: Flight, event: Event) -> None:
     """Keep the search entry of a flight."""
     SearchEntry.objects.index([instance.pk])
+    Receipt.objects.write(event)
 
 
-@receiver_task(m2m_changed, sender="flights.Flight.tags", action="post_*")
-def index_tagged(instance: Flight | Tag, reverse: bool, pk_set: set[int] | None, **kwargs: Any) -> None:
+@receiver_task(m2m_changed, sender="flights.Flight.tags", action="post_*", instance="snapshot")
+def index_tagged(instance: Flight | Tag, reverse: bool, pk_set: set[int] | None, event: Event) -> None:
     """Keep the search entries of flights that got or lost tags, whichever side it was done from."""
     if isinstance(instance, Flight):
         SearchEntry.objects.index([instance.pk])
@@ -54,10 +65,12 @@ def index_tagged(instance: Flight | Tag, reverse: bool, pk_set: set[int] | None,
         SearchEntry.objects.index(pk_set)
     else:  # tag.flights.clear() does not say from which flights; the index still knows
         SearchEntry.objects.index(SearchEntry.objects.holding(instance.name))
+    Receipt.objects.write(event)
 
 
-@receiver_task([post_save, post_delete], sender=Tag)
-def index_renamed(instance: Tag, **kwargs: Any) -> None:
+@receiver_task([post_save, post_delete], sender=Tag, instance="snapshot")
+def index_renamed(instance: Tag, event: Event) -> None:
     """Keep the search entries of flights whose tag got another name or was deleted."""
     tagged = Flight.objects.filter(tags=instance.pk).values_list("pk", flat=True)
     SearchEntry.objects.index({*tagged, *SearchEntry.objects.holding(instance.name)})
+    Receipt.objects.write(event)

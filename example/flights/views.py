@@ -22,8 +22,6 @@ def statistics(request: HttpRequest) -> HttpResponse:
         "carriers": CarrierStatistics.objects.select_related("carrier").order_by("-flights"),
         "airports": AirportStatistics.objects.select_related("airport").order_by("-flights")[:20],
         "alerts": DelayAlert.objects.select_related("flight").order_by("-minutes")[:10],
-        "receipts": Receipt.objects.values("receiver", "outcome")
-        .annotate(events=Count("pk"))
-        .order_by("receiver", "outcome"),
+        "receipts": Receipt.objects.values("receiver").annotate(events=Count("pk")).order_by("receiver"),
     }
     return render(request, "flights/statistics.html", context)

@@ -1,24 +1,29 @@
-"""The demonstration: start a worker, play the week, wait for the work, compare every number, stop."""
+"""The demonstration: play the week, kill the worker in the middle, wait for the work, compare every number."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from django.conf import settings
 from django.contrib.auth.models import User
-from django.db import connection
+from django.db import DEFAULT_DB_ALIAS, connection
+from django.db.models import QuerySet
 from django.utils.crypto import get_random_string
 from flights.comparison import STATISTICS
 from flights.comparison import compare as differences
 from flights.models import Receipt
 
+from django_celery_signals import deliveries
+from django_celery_signals.durable.deliveries import State
+
 from . import environment, processes, week
 from .progress import Progress
 from .tally import Tally
 
-PATIENCE = 60  # seconds without any receipt, after which the rest counts as lost
+PATIENCE = 90  # seconds without any progress, after which the rest counts as lost
 POLL = 0.2  # seconds
 SHOWN = 10  # mismatches
 
@@ -36,17 +41,22 @@ def run(options: Options, home: Path) -> Tally:
     """Run the demonstration in a directory of its own, and return what happened."""
     tally = Tally()
     prepare()
+    played = Played(options.flights, tally)
     try:
-        with processes.running(processes.worker(settings.CELERY_TASK_DEFAULT_QUEUE, home / "worker.log")) as worker:
-            load(options.flights, tally, worker)
-            wait(tally, worker)
-            compare(tally, worker)
-            if options.serve:
-                serve(options.port, home, worker)
+        with tally.counting():
+            with processes.running(worker(home, 1)) as first:
+                played.on(first, until=0.5)
+                kill(first)
+            with processes.running(worker(home, 2)) as second:
+                played.on(second)
+                wait(tally, second)
+                compare(tally, second)
+                if options.serve:
+                    serve(options.port, home, second)
     except (processes.ProcessDied, KeyboardInterrupt) as error:
         print(str(error) or "\nInterrupted.")
         count(tally)
-        tally.failed += 1
+        tally.cut_short = True
     finally:
         environment.delete_queue()
     return tally
@@ -59,46 +69,73 @@ def prepare() -> None:
     environment.make_tables()
 
 
-def load(limit: int | None, tally: Tally, worker: processes.Child) -> None:
-    """Play the week in this process, as a web process would: it sends, and runs no receiver itself."""
-    rows = week.read(limit)
-    week.prepare(rows)
-    played, progress = week.Week(rows), Progress("loading", "flights")
-    with tally.counting():
-        for loaded in played.play():
-            tally.saved = played.saved
+def worker(home: Path, number: int) -> processes.Child:
+    """Start a worker; it has the relay inside."""
+    return processes.worker(settings.CELERY_TASK_DEFAULT_QUEUE, home / f"worker-{number}.log")
+
+
+class Played:
+    """The week, played in this process, as a web process would: it sends, and runs no receiver itself."""
+
+    def __init__(self, limit: int | None, tally: Tally) -> None:
+        """Read the rows of the week, or the first of them."""
+        self.rows, self.tally = week.read(limit), tally
+        week.prepare(self.rows)
+        self._week = week.Week(self.rows)
+        self._batches, self._progress = self._week.play(), Progress("loading", "flights")
+
+    def on(self, worker: processes.Child, *, until: float = 1) -> None:
+        """Play on, while a worker receives, until so much of the week is played."""
+        for loaded in self._batches:
+            self.tally.saved = self._week.saved
             worker.check()
-            progress.show(loaded, len(rows))
-    progress.finish()
-    tally.saved = played.saved
+            self._progress.show(loaded, len(self.rows))
+            if loaded >= until * len(self.rows) and until < 1:
+                break
+        self._progress.finish()
+
+
+def kill(worker: processes.Child) -> None:
+    """Kill the worker without a warning, and say what it leaves behind."""
+    worker.kill()
+    states = Counter(open_deliveries().values_list("state", flat=True))
+    print(
+        f"killed the worker: {states[State.RUNNING]} receivers were running, and {states[State.SENT]:,} messages were "
+        f"in it or before it; {states[State.READY]:,} deliveries were not published yet. Starting another one.",
+        flush=True,
+    )
+
+
+def open_deliveries() -> QuerySet[object]:
+    """Return the deliveries that are not done."""
+    return deliveries(DEFAULT_DB_ALIAS).exclude(state=State.FAILED)
 
 
 def wait(tally: Tally, worker: processes.Child) -> None:
-    """Wait until every event has its receipt, or until none has come for a while."""
-    progress, seen, since = Progress("working", "events"), -1, time.monotonic()
+    """Wait until nothing is left to do, or until nothing has been done for a while."""
+    progress, last, since = Progress("working", "events"), None, time.monotonic()
     while time.monotonic() - since < PATIENCE:
         worker.check()
-        done = Receipt.objects.count()
-        progress.show(done, len(tally.sent))
-        if done >= len(tally.sent):
+        left = open_deliveries().count()
+        progress.show(len(tally.sent) - left, len(tally.sent))
+        if not left:
             break
-        if done != seen:
-            seen, since = done, time.monotonic()
+        if left != last:
+            last, since = left, time.monotonic()
         time.sleep(POLL)
     progress.finish()
 
 
 def count(tally: Tally) -> None:
-    """Count the receipts."""
-    receipts = dict(Receipt.objects.values_list("event_id", "outcome"))
-    tally.received = set(receipts)
-    tally.failed = sum(outcome == "failed" for outcome in receipts.values())
+    """Count what was done, by the receipts that were committed with it, and what was given up."""
+    tally.received = Counter(Receipt.objects.values_list("event_id", flat=True))
+    tally.failed = set(deliveries(DEFAULT_DB_ALIAS).failed().values_list("event_id", flat=True))
 
 
 def compare(tally: Tally, worker: processes.Child) -> None:
     """Compare what the receivers wrote with what it must be, and explain any difference."""
     count(tally)
-    ghosts = tally.received - tally.sent - tally.refused
+    ghosts = tally.received.keys() - tally.sent
     tally.mismatches = [f"event {event_id} was received, but never committed" for event_id in sorted(ghosts)]
     for statistic in STATISTICS:
         found = differences(statistic)
@@ -112,6 +149,8 @@ def explain(tally: Tally, worker: processes.Child) -> None:
     """Show what may help to understand a failure."""
     for line in tally.mismatches[:SHOWN]:
         print(f"  {line}")
+    for row in deliveries(DEFAULT_DB_ALIAS).filter(event_id__in=[*tally.lost, *tally.failed][:SHOWN]):
+        print(f"  {row}: {row.error_type or 'no error'}")
     print(f"The worker's last lines:\n{worker.last_lines()}")
 
 

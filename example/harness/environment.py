@@ -29,8 +29,8 @@ def home() -> Iterator[Path]:
 def make_tables() -> None:
     """Migrate, and empty the tables of an earlier demonstration in the same database."""
     call_command("migrate", verbosity=0)
-    models = apps.get_app_config("flights").get_models(include_auto_created=True)
-    tables = [model._meta.db_table for model in models]
+    apps_with_tables = [apps.get_app_config(label) for label in ("flights", "django_celery_signals")]
+    tables = [model._meta.db_table for app in apps_with_tables for model in app.get_models(include_auto_created=True)]
     for statement in connection.ops.sql_flush(no_style(), tables, reset_sequences=True):
         with connection.cursor() as cursor:
             cursor.execute(statement)

@@ -1,6 +1,9 @@
 """Connect Celery tasks directly to Django signals."""
 
 from .codec import register_codec
+from .durable.deliveries import deliveries
+from .durable.erasure import forget
+from .durable.relay import Relay
 from .event import Event, current_event
 from .exceptions import (
     ConnectError,
@@ -10,6 +13,7 @@ from .exceptions import (
     EncodeError,
     Fail,
     InstanceMissing,
+    LeaseLost,
     LoopDetected,
     NotCarried,
     PublishError,
@@ -17,6 +21,8 @@ from .exceptions import (
     RetryAfter,
     SettingsError,
     SignalTaskError,
+    UnknownReceiver,
+    WorkerLost,
 )
 from .receivers import connect, connections, disconnect, receiver_task
 from .task import ReceiverTask
@@ -32,18 +38,24 @@ __all__ = [
     "Event",
     "Fail",
     "InstanceMissing",
+    "LeaseLost",
     "LoopDetected",
     "NotCarried",
     "PublishError",
     "PublishTimeout",
     "ReceiverTask",
+    "Relay",
     "RetryAfter",
     "SettingsError",
     "SignalTaskError",
+    "UnknownReceiver",
+    "WorkerLost",
     "connect",
     "connections",
     "current_event",
+    "deliveries",
     "disconnect",
+    "forget",
     "receiver_task",
     "register_codec",
 ]

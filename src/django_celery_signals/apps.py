@@ -6,6 +6,7 @@ from django.apps import AppConfig
 from django.utils.module_loading import autodiscover_modules
 
 from . import conf
+from .durable.embedded import embed
 
 
 class DjangoCelerySignalsConfig(AppConfig):
@@ -18,8 +19,10 @@ class DjangoCelerySignalsConfig(AppConfig):
     name = "django_celery_signals"
     label = "django_celery_signals"
     verbose_name = "Signals"
+    default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Import the modules; an error in one of them is raised."""
+        """Import the modules, and let workers run the relay; an error in one of them is raised."""
+        embed()
         for module in conf.get().AUTODISCOVER:
             autodiscover_modules(module)

@@ -37,6 +37,10 @@ class Breaker:
             if self._pause:
                 self._open_until = now + self._pause
 
+    def is_open(self) -> bool:
+        """Tell whether it refuses now; unlike :meth:`check`, without taking the turn to try."""
+        return time.monotonic() < self._open_until
+
     def failed(self, began: float, cause: str) -> None:
         """Open, for twice as long as the last time.
 

@@ -24,9 +24,11 @@ from django.dispatch import Signal
 from . import conf, names
 from .broker import is_fallback, project_app
 from .codec.instances import as_instance
-from .dispatch import AUDIT, dispatch, lose
+from .dispatch import AUDIT, dispatch
+from .durable.saving import mind_the_gap
 from .envelope import Sending, summarise, write
 from .exceptions import ConnectError, LoopDetected
+from .handover import lose
 from .options import SendingOptions, lets_through, merged
 from .signals import LIFECYCLE
 
@@ -154,7 +156,7 @@ def send(target: Target, own: SendingOptions, kwargs: dict[str, Any]) -> None:
     app = target.app
     task: Any = app.tasks.get(target.name)
     options = merged(own, task) if task is not None else own
-    if not _is_historical(sending) and lets_through(options, sending, target.name):
+    if not _is_internal(sending) and lets_through(options, sending, target.name):
         _send(app, target, options, sending)
 
 
@@ -172,8 +174,10 @@ def _send(app: Celery, target: Target, options: SendingOptions, sending: Sending
         signal_name = names.signal_name(sending.signal)
         lose(target.name, signal_name, summarise(sending, signal_name), error)
         return
-    default = AUDIT if sending.signal in AUDIT_SIGNALS else conf.get().GUARANTEE
-    dispatch(app, envelope, options.guarantee or default, _of_apply_async(options))
+    guarantee = options.guarantee or (AUDIT if sending.signal in AUDIT_SIGNALS else conf.default_guarantee())
+    if guarantee == "durable":
+        mind_the_gap(target.name, sending.signal, sending.sender, envelope.event.using)
+    dispatch(app, envelope, guarantee, _of_apply_async(options))
 
 
 def each_signal(signal: Any) -> list[Signal]:
@@ -229,13 +233,14 @@ def alias_of(sending: Sending) -> str:
     return DEFAULT_DB_ALIAS
 
 
-def _is_historical(sending: Sending) -> bool:
-    """Tell whether a migration's model sent it: its tables and its class are not those of the installed code."""
+def _is_internal(sending: Sending) -> bool:
+    """Tell whether it is about a migration's model, which is not the installed one, or about a delivery itself."""
     things = (sending.sender, type(sending.kwargs.get("instance")))
-    return any(getattr(thing, "__module__", None) in _OF_MIGRATIONS for thing in things)
+    return any(getattr(thing, "__module__", None) in _NOT_SENT for thing in things)
 
 
-_OF_MIGRATIONS = ("__fake__", "django.db.migrations.recorder")
+# Of migrations, and the library's own tables: a receiver of every sender's would be told of itself.
+_NOT_SENT = ("__fake__", "django.db.migrations.recorder", f"{__package__}.models")
 
 
 def _of_apply_async(options: SendingOptions) -> dict[str, Any]:

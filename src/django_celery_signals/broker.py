@@ -12,6 +12,7 @@ from kombu import Connection
 from kombu.exceptions import OperationalError
 
 from . import conf
+from .exceptions import PublishTimeout
 
 
 def project_app() -> Celery:
@@ -33,8 +34,13 @@ def is_fallback(app: Celery) -> bool:
     return isinstance(app.loader, FallbackLoader)
 
 
-def connection_for(app: Celery) -> Connection:
-    """Return a new connection that tries each of the broker's hosts once, and fails in time where the transport can."""
+def connection_for(app: Celery, *, confirms: bool = True) -> Connection:
+    """Return a new connection that tries each of the broker's hosts once, and fails in time where the transport can.
+
+    Args:
+        app: whose broker it is.
+        confirms: whether RabbitMQ is to confirm each message before the next one is sent.
+    """
     timeout = conf.get().PUBLISH_TIMEOUT
     connection = app.connection_for_write()
     hosts = len(connection.alt) or 1
@@ -44,7 +50,7 @@ def connection_for(app: Celery) -> Connection:
     bounded: dict[str, Any] = {}
     if connection.transport_cls in ("amqp", "amqps", "pyamqp"):
         # Confirmed, "sent" means: the broker has it, not: it is in a socket's buffer.
-        bounded = {"confirm_publish": True, "read_timeout": timeout, "write_timeout": timeout}
+        bounded = {"confirm_publish": confirms, "read_timeout": timeout, "write_timeout": timeout}
     elif connection.transport_cls in ("redis", "rediss", "sentinel"):
         bounded = {"socket_timeout": share, "socket_connect_timeout": share}
     given = connection.transport_options or {}
@@ -54,7 +60,7 @@ def connection_for(app: Celery) -> Connection:
 
 def is_outage(error: BaseException) -> bool:
     """Tell whether an error speaks of the broker rather than of the message. Celery translates most that do."""
-    return isinstance(error, (OperationalError, OSError, AMQPConnectionError))
+    return isinstance(error, (OperationalError, OSError, AMQPConnectionError, PublishTimeout))
 
 
 def may_be_renewed(connection: Connection, error: Exception) -> bool:

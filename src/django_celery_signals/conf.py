@@ -8,13 +8,14 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
+from django.apps import apps
 from django.conf import settings
 from django.core.signals import setting_changed
 
 from .exceptions import SettingsError
 
 NAME = "DJANGO_CELERY_SIGNALS"
-GUARANTEE_NAMES = ("on_commit", "immediate")
+GUARANTEE_NAMES = ("durable", "on_commit", "immediate")
 REQUEST_EXTRAS = ("query_string", "session_key")
 
 
@@ -22,13 +23,18 @@ REQUEST_EXTRAS = ("query_string", "session_key")
 class Settings:
     """The library's settings, with their defaults."""
 
-    GUARANTEE: str = "on_commit"  # of receivers that name none
+    GUARANTEE: str | None = None  # of receivers that name none; None: "durable", or "on_commit" without the app
     STRICT: bool = False  # raise at the sending what could only be carried as a stand-in; for tests and development
     AUTODISCOVER: tuple[str, ...] = ("receivers", "tasks")  # modules of every app, imported in every process
     SENSITIVE_FIELDS: tuple[
         str, ...
     ] = ()  # left out of snapshots: "field" or "app.Model.field", beside the built-in words
     PUBLISH_TIMEOUT: float = 2.0  # seconds a request waits for the broker, at most
+    FAST_PATH_LIMIT: int = 50  # durable deliveries of one commit that its process publishes; the relay does the rest
+    LEASE: float = 60.0  # seconds after which a receiver counts as crashed whose worker no longer renews them
+    EMBED_RELAY: bool = True  # run the relay in the main process of every worker
+    ATOMIC_SAVES: bool = True  # save models with durable receivers in a transaction together with their deliveries
+    FAILED_PAYLOAD_DAYS: float = 30.0  # after which a failed delivery keeps its cause, but no value any more
     MAX_DEPTH: int = 8  # how many receivers may have caused one another before a sending is refused
     REQUEST_EXTRAS: tuple[str, ...] = ()  # of a request, beside its facts: "query_string", "session_key"
     MAX_BINARY_BYTES: int = 1024 * 1024  # a longer binary value stays behind
@@ -45,11 +51,19 @@ def _are_strings(value: Any) -> bool:
 
 
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "GUARANTEE": (lambda value: value in GUARANTEE_NAMES, f"one of {', '.join(map(repr, GUARANTEE_NAMES))}"),
+    "GUARANTEE": (
+        lambda value: value is None or value in GUARANTEE_NAMES,
+        f"one of {', '.join(map(repr, GUARANTEE_NAMES))}",
+    ),
     "STRICT": (lambda value: isinstance(value, bool), "True or False"),
     "AUTODISCOVER": (_are_strings, "a list of module names such as ['receivers', 'tasks']"),
     "SENSITIVE_FIELDS": (_are_strings, "a list of field names such as ['iban', 'shop.Customer.birthday']"),
     "PUBLISH_TIMEOUT": (is_positive, "a number of seconds greater than zero"),
+    "FAST_PATH_LIMIT": (lambda value: type(value) is int and value >= 0, "a whole number; 0: leave all to the relay"),
+    "LEASE": (lambda value: is_positive(value) and value >= 1, "a number of seconds, at least 1"),
+    "EMBED_RELAY": (lambda value: isinstance(value, bool), "True or False"),
+    "ATOMIC_SAVES": (lambda value: isinstance(value, bool), "True or False"),
+    "FAILED_PAYLOAD_DAYS": (is_positive, "a number of days greater than zero"),
     "MAX_DEPTH": (lambda value: is_positive(value) and isinstance(value, int), "a whole number of at least 1"),
     "REQUEST_EXTRAS": (
         lambda value: _are_strings(value) and set(value) <= set(REQUEST_EXTRAS),
@@ -83,6 +97,11 @@ def read(given: Mapping[str, Any]) -> Settings:
 def get() -> Settings:
     """Return the settings in force."""
     return read(getattr(settings, NAME, {}))
+
+
+def default_guarantee() -> str:
+    """Return the guarantee of receivers that name none: without the app there is no table to keep deliveries in."""
+    return get().GUARANTEE or ("durable" if apps.is_installed("django_celery_signals") else "on_commit")
 
 
 def _reset(*, setting: str, **_: Any) -> None:

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,6 +28,16 @@ class Event:
     root_id: str  # id of the event that started the chain; its own for the first
     parent_id: str | None  # id of the event whose receiver sent this one
     chain: tuple[str, ...] = ()  # what led here, in words, oldest first
+    fence: int | None = None  # of a durable delivery: grows with every run, so that others can refuse an older one
+    lease: Any = field(default=None, repr=False, compare=False)  # what still_mine() asks
+
+    def still_mine(self) -> bool:
+        """Tell whether this run still has the delivery, by asking the database: for what no rollback can undo.
+
+        It has not when the process was stopped for longer than ``LEASE``: then another run may have begun, and what
+        this one writes to the database will be rolled back if the receiver is atomic. True without "durable".
+        """
+        return self.lease is None or bool(self.lease.is_mine())
 
 
 _current: ContextVar[Event | None] = ContextVar("django_celery_signals.event", default=None)

@@ -10,6 +10,9 @@
     │   └── UnknownVersion               an envelope newer than this code; tried again later
     ├── PublishError                     the broker did not take the message
     │   └── PublishTimeout               ... within PUBLISH_TIMEOUT; whether it did later is unknown
+    ├── LeaseLost                        another run has the delivery; what this one did is rolled back
+    ├── UnknownReceiver                  for an hour no process knew the task that a delivery is for
+    ├── WorkerLost                       a receiver whose worker died too often while it ran
     ├── LoopDetected                     receivers that keep causing one another
     ├── ReceiverFailed                   a receiver raised Fail
     ├── InstanceMissing                  the row of an instance that travelled by reference is gone
@@ -57,6 +60,18 @@ class PublishError(SignalTaskError):
 
 class PublishTimeout(PublishError):
     """Tell that the broker did not answer within ``PUBLISH_TIMEOUT``; the message may still arrive."""
+
+
+class LeaseLost(SignalTaskError):
+    """Tell that another run has the delivery by now, so that what this run did must not be committed."""
+
+
+class UnknownReceiver(SignalTaskError):
+    """Tell that nobody has the task that a delivery is for: it was renamed without ``former_names=``, or removed."""
+
+
+class WorkerLost(SignalTaskError):
+    """Tell that the workers that ran a receiver ended without a word, as when it exhausts the memory."""
 
 
 class LoopDetected(SignalTaskError):

@@ -1,13 +1,12 @@
-"""The worker's side of an event: verify, read, fetch, restore the context, call the receiver, settle the outcome."""
+"""The worker's side of an event: open, read, fetch, restore the context, call the receiver, settle the outcome."""
 
 from __future__ import annotations
 
 import inspect
 import logging
-import random
 import time
 import zoneinfo
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import datetime, tzinfo
@@ -16,36 +15,42 @@ from typing import Any
 
 from asgiref.sync import async_to_sync
 from celery._state import _task_stack  # type: ignore[attr-defined]
-from celery.exceptions import Ignore, Reject, Retry
 from django.db import InterfaceError, OperationalError, close_old_connections, connections, transaction
 from django.utils import timezone, translation
 
-from . import names
+from . import names, policy
+from .carried import Carried
+from .durable.hold import Held, opened
+from .durable.reference import read
 from .envelope import Envelope, Reader
 from .event import Event, running
 from .exceptions import DecodeError, Discard, Fail, InstanceMissing, ReceiverFailed, RetryAfter, UnknownVersion
 from .parameters import parameters
-from .signals import receiver_discarded, receiver_failed, receiver_started, receiver_succeeded, tell
-from .wire import unseal
+from .signals import receiver_started, receiver_succeeded, tell
 
 logger = logging.getLogger(__name__)
 
 UNKNOWN_VERSION_WAIT, UNKNOWN_VERSION_TRIES = 60, 60  # seconds, times: a deploy may be under way
-DATABASE_TRIES, LONGEST_WAIT = 10, 60  # times; seconds between them: 1, 2, 4, ... with jitter
+
+Hold = Carried | Held
 
 
-def execute(task: Any, sealed: str) -> None:
-    """Run a receiver for the event that a message carries.
+def execute(task: Any, carried: Any) -> None:
+    """Run a receiver for the event that a message carries, or that it refers to.
 
     Returns nothing whatever the receiver returns: no result is worth storing, and none need be serialisable.
     """
     if not task.request.is_eager:
         close_old_connections()
-    envelope = _open(task, sealed)
-    with running(envelope.event), _context_of(envelope):
-        kwargs, event = _arguments(task, envelope)
-        with running(event):
-            _run(task, event, kwargs)
+    hold = _open(task, carried)
+    if hold is None:
+        return
+    with hold:
+        envelope = _envelope(hold)
+        with running(envelope.event), _context_of(envelope):
+            kwargs, event = _arguments(task, envelope, hold)
+            with running(event):
+                _run(task, event, kwargs, hold)
 
 
 def call(task: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -77,17 +82,21 @@ async def _awaited(result: Any, task: Any, request: Any) -> Any:
 # Open ------------------------------------------------------------------------------------------------------------
 
 
-def _open(task: Any, sealed: str) -> Envelope:
-    """Verify and read the envelope, and that it is addressed to this task: a signature cannot be sent elsewhere."""
+def _open(task: Any, carried: Any) -> Hold | None:
+    """Take over what a message carries; None for a copy of a message that has been taken over already."""
+    if not isinstance(carried, Mapping):
+        return Carried(task, carried)
+    return opened(task, read(carried, (task.name, *(task.former_names or ()))))
+
+
+def _envelope(hold: Hold) -> Envelope:
+    """Read the envelope; settle it here when that cannot be done."""
     try:
-        envelope = unseal(sealed)
-        if envelope.event.receiver not in (task.name, *(task.former_names or ())):
-            raise DecodeError(f"The envelope is addressed to {envelope.event.receiver!r:.120}, not to {task.name!r}.")
-        return envelope
+        return hold.envelope()
     except UnknownVersion as error:
-        outcome = _retry(task, None, error, UNKNOWN_VERSION_WAIT, UNKNOWN_VERSION_TRIES)
+        outcome = hold.again(None, error, UNKNOWN_VERSION_WAIT, UNKNOWN_VERSION_TRIES)
     except DecodeError as error:
-        outcome = _reject(task, None, error)
+        outcome = hold.fail(None, error)
     raise outcome
 
 
@@ -123,23 +132,23 @@ def _offset(name: str) -> tzinfo | None:
 # Read ------------------------------------------------------------------------------------------------------------
 
 
-def _arguments(task: Any, envelope: Envelope) -> tuple[dict[str, Any], Event]:
+def _arguments(task: Any, envelope: Envelope, hold: Hold) -> tuple[dict[str, Any], Event]:
     """Read what the receiver asks for, fetching its instances; settle it here when a row is gone or cannot be had."""
     reader = Reader(envelope)
     try:
-        event = replace(envelope.event, changes=reader.changes())
+        event = hold.event(replace(envelope.event, changes=reader.changes()))
         if task.atomic:
             connections[event.using].ensure_connection()
         return _wanted(task, envelope, reader, event), event
     except InstanceMissing as error:
-        outcome = _missing(task, envelope.event, error)
+        outcome = _missing(task, envelope.event, error, hold)
     except DecodeError as error:
-        outcome = _reject(task, envelope.event, error)
+        outcome = hold.fail(envelope.event, error)
     except (OperationalError, InterfaceError) as error:
         # "The row is gone" and "the database is down" are different things: the second is tried again.
-        outcome = _retry(task, envelope.event, error, _wait(task), DATABASE_TRIES)
+        outcome = hold.again(envelope.event, error, _wait(task), hold.OUTAGES)
     except Exception as error:
-        outcome = _failed(task, envelope.event, error)
+        outcome = hold.raised(envelope.event, error)
     raise outcome
 
 
@@ -168,34 +177,20 @@ def wanted_by(task: Any) -> tuple[frozenset[str], bool, frozenset[str]]:
 # Run -------------------------------------------------------------------------------------------------------------
 
 
-def _run(task: Any, event: Event, kwargs: dict[str, Any]) -> None:
+def _run(task: Any, event: Event, kwargs: dict[str, Any], hold: Hold) -> None:
     """Call the receiver, and translate what it raises into Celery's terms."""
+    if hold.is_expired():
+        raise hold.discard(event, "its expires= is over")
     tell(receiver_started, task.name, event=event)
     started = time.monotonic()
     try:
-        _call(task, event, kwargs)
+        _call(task, event, kwargs, hold)
     except Exception as error:
-        outcome = _outcome(task, event, error)
+        outcome = _outcome(task, event, error, hold)
     else:
         tell(receiver_succeeded, task.name, event=event, runtime=time.monotonic() - started)
         return
     raise outcome
-
-
-def _outcome(task: Any, event: Event, error: Exception) -> Exception:
-    if isinstance(error, Discard):
-        return _discarded(task, event, str(error))
-    if isinstance(error, RetryAfter):
-        return _retry(task, event, error, error.seconds)
-    if isinstance(error, InstanceMissing):  # of what is fetched when it is used: the user of a request
-        return _missing(task, event, error)
-    if isinstance(error, Fail):
-        return _failed(task, event, ReceiverFailed(f"{task.name} failed for good: {error}"))
-    if isinstance(error, Retry):
-        return _failed(task, event, error, will_retry=True)
-    if isinstance(error, _ConnectionLost):
-        return _retry(task, event, error.error, _wait(task), DATABASE_TRIES)
-    return error if isinstance(error, (Ignore, Reject)) else _failed(task, event, error)
 
 
 class _ConnectionLost(Exception):
@@ -205,15 +200,17 @@ class _ConnectionLost(Exception):
         self.error = error
 
 
-def _call(task: Any, event: Event, kwargs: dict[str, Any]) -> None:
+def _call(task: Any, event: Event, kwargs: dict[str, Any], hold: Hold) -> None:
     if not task.atomic:
         call(task, **kwargs)
+        hold.complete()
         return
     connection = connections[event.using]
     used = connection.connection
     try:
         with transaction.atomic(using=event.using):
             call(task, **kwargs)
+            hold.complete()
     except (OperationalError, InterfaceError) as error:
         if connection.connection is used and connection.is_usable():  # Django may have connected again already
             raise
@@ -223,43 +220,28 @@ def _call(task: Any, event: Event, kwargs: dict[str, Any]) -> None:
 # Settle ----------------------------------------------------------------------------------------------------------
 
 
-def _failed(task: Any, event: Event | None, error: Exception, *, will_retry: bool = False) -> Exception:
-    tell(receiver_failed, task.name, event=event, error=getattr(error, "exc", None) or error, will_retry=will_retry)
-    return error
+def _outcome(task: Any, event: Event, error: Exception, hold: Hold) -> Exception:
+    """Do what an error asks for, and return what Celery is told."""
+    if isinstance(error, Discard):
+        return hold.discard(event, str(error))
+    if isinstance(error, RetryAfter):
+        return hold.again(event, error, error.seconds)
+    if isinstance(error, InstanceMissing):  # of what is fetched when it is used: the user of a request
+        return _missing(task, event, error, hold)
+    if isinstance(error, Fail):
+        return hold.fail(event, ReceiverFailed(f"{task.name} failed for good: {error}"))
+    if isinstance(error, _ConnectionLost):
+        return hold.again(event, error.error, _wait(task), hold.OUTAGES)
+    return hold.raised(event, error)
 
 
-def _discarded(task: Any, event: Event, reason: str) -> Ignore:
-    logger.info("%s discarded event %s: %s", task.name, event.id, reason)
-    tell(receiver_discarded, task.name, event=event, reason=reason)
-    return Ignore(reason)
-
-
-def _reject(task: Any, event: Event | None, error: DecodeError) -> Exception:
-    """End a message that can never be read: to the dead-letter exchange where it is not acknowledged yet."""
-    logger.error("%s cannot read its event: %s", task.name, error)
-    _failed(task, event, error)
-    return Reject(error, requeue=False) if task.acks_late and not task.request.is_eager else error
-
-
-def _missing(task: Any, event: Event, error: InstanceMissing) -> Exception:
+def _missing(task: Any, event: Event, error: InstanceMissing, hold: Hold) -> Exception:
     if task.on_missing == "retry":
-        return _retry(task, event, error, _wait(task))
+        return hold.again(event, error, _wait(task))
     if task.on_missing == "discard":
-        return _discarded(task, event, str(error))
-    return _failed(task, event, error)
+        return hold.discard(event, str(error))
+    return hold.fail(event, error)
 
 
 def _wait(task: Any) -> float:
-    longest: int = min(2**task.request.retries, LONGEST_WAIT)
-    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
-
-
-def _retry(task: Any, event: Event | None, error: Exception, seconds: float, tries: int | None = None) -> Exception:
-    """Send the message again for later; return Celery's Retry, or ``error`` when that was the last try."""
-    try:
-        retry = task.retry(exc=error, countdown=seconds, max_retries=tries, throw=False)
-    except RetryAfter as last:  # to Celery it is an Ignore, by which the event would end in silence
-        return _failed(task, event, ReceiverFailed(f"{task.name} asked for more than max_retries: {last}"))
-    except Exception as last:
-        return _failed(task, event, last)
-    return _failed(task, event, retry, will_retry=True)
+    return policy.pause(task.request.retries, policy.LONGEST_WAIT)

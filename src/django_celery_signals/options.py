@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 class SendingOptions:
     """How the sendings of one connection are chosen and sent; None: as the task says, else the default."""
 
-    guarantee: str | None = None  # "on_commit" or "immediate"
+    guarantee: str | None = None  # "durable", "on_commit" or "immediate"
     when: Callable[..., Any] | None = None  # given the arguments it names; a false result sends nothing
     changed: tuple[str, ...] | None = None  # send a save only when it changed one of these fields
     created: bool | None = None  # send only what was (not) created
@@ -46,7 +46,7 @@ class SendingOptions:
 
 
 NAMES = tuple(field.name for field in fields(SendingOptions) if field.name != "family")
-RUNNING_NAMES = ("atomic", "on_missing", "former_names")
+RUNNING_NAMES = ("atomic", "on_missing", "former_names", "retain")
 
 M2M_ACTIONS = ("pre_add", "post_add", "pre_remove", "post_remove", "pre_clear", "post_clear")
 
@@ -54,7 +54,7 @@ M2M_ACTIONS = ("pre_add", "post_add", "pre_remove", "post_remove", "pre_clear", 
 REFUSED = {
     **dict.fromkeys(
         ("key", "coalesce", "debounce", "ordered", "on_failure"),
-        "is not there yet: it needs deliveries that are kept in a table. Leave it out",
+        "is not there yet. Leave it out",
     ),
     "weak": "is not needed: what is connected stays connected, whoever holds it. Leave it out",
     "eta": "would be one moment for all sendings. Use countdown=, in seconds",

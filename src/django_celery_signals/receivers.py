@@ -9,9 +9,10 @@ from typing import Any
 
 from django.dispatch import Signal
 
-from . import changes, names, options
+from . import changes, conf, names, options
 from .bridge import Spelling, Target, check_signal, each_signal, send, target_of
 from .declaring import body_and_class, is_task, make_task, name_of
+from .durable.saving import is_save, make_atomic
 from .exceptions import ConnectError
 from .parameters import Body, check_parameters
 from .senders import check_model, check_senders, each_sender, label_of, several
@@ -189,6 +190,8 @@ def _prepare(signal: Signal, name: str, own: options.SendingOptions, subclasses:
         own = options.of_family(own, sender, f"receiver {name}")
     if own.changed:
         changes.watch(sender, own.changed, f"receiver {name}")
+    if is_save(signal, sender) and (own.guarantee or conf.default_guarantee()) == "durable":
+        make_atomic(sender)
 
 
 def _link(

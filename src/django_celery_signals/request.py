@@ -6,8 +6,7 @@ from typing import Any
 
 from celery.worker.request import Request
 
-from .dispatch import ARGUMENT
-from .wire import summary_of
+from .wire import ARGUMENT, summary_of
 
 
 class EventRequest(Request):

@@ -22,8 +22,15 @@ receiver_succeeded = Signal()
 receiver_failed = Signal()
 #: An event was dropped on purpose. Arguments: ``event``, ``reason``.
 receiver_discarded = Signal()
+#: A durable delivery was given up. Arguments: ``event_id``, ``signal_name``, ``summary``, ``error``, ``using`` (the
+#: database's alias), ``delivery_id``.
+delivery_failed = Signal()
 
-LIFECYCLE = (event_sent, event_lost, receiver_started, receiver_succeeded, receiver_failed, receiver_discarded)
+LIFECYCLE = (
+    *(event_sent, event_lost),
+    *(receiver_started, receiver_succeeded, receiver_failed, receiver_discarded),
+    delivery_failed,
+)
 
 
 def tell(signal: Signal, receiver: str, **facts: Any) -> None:

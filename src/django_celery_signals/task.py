@@ -10,11 +10,13 @@ from celery import Celery
 from celery.contrib.django.task import DjangoTask
 
 from .bridge import connectable, is_sending, send, target_of
-from .dispatch import ARGUMENT
+from .conf import is_positive
+from .durable.failing import hooks
 from .exceptions import ConnectError
 from .execution import call, execute
 from .options import RUNNING_NAMES, SendingOptions, merged_with_class
-from .wire import summary_of
+from .policy import seconds_until
+from .wire import ARGUMENT, summary_of
 
 ON_MISSING = ("discard", "retry", "fail")
 SPELLINGS = ("delay", "apply_async", "delay_on_commit", "apply_async_on_commit")
@@ -38,6 +40,8 @@ class ReceiverTask(DjangoTask):  # type: ignore[type-arg]
     on_missing: str = "discard"
     #: Names the task had before, whose messages it still takes.
     former_names: tuple[str, ...] = ()
+    #: Seconds for which a durable delivery is kept after success; 0: it is deleted.
+    retain: float = 0
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Keep a project's own version of a calling method connectable."""
@@ -82,6 +86,25 @@ class ReceiverTask(DjangoTask):  # type: ignore[type-arg]
             options.update(kwargsrepr="{}", ignore_result=True, add_to_parent=False)
         return DjangoTask.apply_async(self, args, kwargs, *more, **options)
 
+    def signature_from_request(self, request: Any = None, *args: Any, **options: Any) -> Any:
+        """Return what ``retry()`` sends; of a durable delivery nothing, for the row has the time of the next run."""
+        hold = (request or self.request).__dict__.get("hold")
+        if hold is None:
+            return super().signature_from_request(request, *args, **options)
+        hold.asked = True
+        return _Postponed(hold, options.get("eta") or options.get("countdown"))
+
+    def on_failed(self, function: Any) -> Any:
+        """Decorate what is called when a durable delivery of this receiver is given up.
+
+        It is given what it names of ``event`` (None, when that cannot be read) and ``error``, and runs in the
+        transaction that notes the failure: in a worker, or in the relay when no worker survives the receiver.
+        """
+        place = (function.__module__, function.__qualname__)
+        others = [other for other in hooks[str(self.name)] if (other.__module__, other.__qualname__) != place]
+        hooks[str(self.name)] = [*others, function]
+        return function
+
     @property
     def override_max_retries(self) -> int | None:
         """The limit of the last ``retry()`` of the running request.
@@ -118,6 +141,19 @@ class ReceiverTask(DjangoTask):  # type: ignore[type-arg]
         _let_events_pass(cls)
 
 
+class _Postponed:
+    """What ``retry()`` believes to send."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+
+    def __init__(self, hold: Any, when: Any) -> None:
+        self.hold, self.when = hold, when
+
+    def apply_async(self) -> None:
+        self.hold.retry_in = seconds_until(self.when)
+
+
 def _are_names(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
 
@@ -126,6 +162,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "atomic": (lambda value: isinstance(value, bool), "True or False"),
     "on_missing": (lambda value: value in ON_MISSING, " or ".join(map(repr, ON_MISSING))),
     "former_names": (_are_names, "a list of names"),
+    "retain": (lambda value: value == 0 or is_positive(value), "a number of seconds"),
 }
 
 

@@ -18,6 +18,7 @@ from .exceptions import DecodeError, UnknownVersion
 
 logger = logging.getLogger(__name__)
 
+ARGUMENT = "__event__"  # the one keyword argument of a message about an event: an envelope, or a row's reference
 VERSION = 1
 _SALT = "django_celery_signals.envelope"
 
@@ -115,7 +116,9 @@ def unseal(sealed: Any) -> Envelope:
 
 
 def summary_of(sealed: Any) -> str:
-    """Return an envelope's summary without trusting it: for logs and monitors only."""
+    """Return the summary of what a message carries without trusting it: for logs and monitors only."""
+    if isinstance(sealed, dict):
+        return f"delivery {sealed.get('id')!r:.20} of {sealed.get('alias')!r:.80}"
     try:
         return str(json.loads(sealed.rpartition(":")[0])["summary"])[:200]
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):

@@ -15,9 +15,9 @@ from django.dispatch import Signal
 from kombu import Queue
 
 from django_celery_signals import PublishError
-from django_celery_signals.dispatch import ARGUMENT
 from django_celery_signals.publisher import publisher
 from django_celery_signals.signals import event_lost
+from django_celery_signals.wire import ARGUMENT
 from tests.brokers import Broker
 from tests.drain import arrived, run, waiting
 from tests.parameters import each_broker
@@ -220,7 +220,7 @@ import tests.project
 from celery import shared_task
 from django.dispatch import Signal
 from django_celery_signals import ReceiverTask, connect
-from django_celery_signals.dispatch import counts
+from django_celery_signals.handover import counts
 
 bell = Signal()
 

@@ -23,9 +23,8 @@ from django.test import AsyncClient, Client, TestCase, override_settings
 from django.test.utils import CaptureQueriesContext
 from django.urls import path
 
-from django_celery_signals import PublishError
+from django_celery_signals import PublishError, handover
 from django_celery_signals import breaker as breaker_module
-from django_celery_signals import dispatch as dispatch_module
 from django_celery_signals.publisher import Publisher, publisher
 from django_celery_signals.signals import event_lost, event_sent
 from tests.brokers import Broker
@@ -392,13 +391,13 @@ def test_published_outside_of_every_block(
     celery_app: Celery, receiving: Receiving, monkeypatch: pytest.MonkeyPatch, alias: str
 ) -> None:
     """Publishing begins after whatever block Django opens for a call: a worker finds the row (H34)."""
-    publish, blocks = dispatch_module.publish, []
+    publish, blocks = handover.publish, []
 
     def look_and_publish(message: Any, patience: Any) -> None:
         blocks.append(connections[alias].in_atomic_block)
         publish(message, patience)
 
-    monkeypatch.setattr(dispatch_module, "publish", look_and_publish)
+    monkeypatch.setattr(handover, "publish", look_and_publish)
     receiving([post_save, post_delete, m2m_changed])
     tags, orders = Tag.objects.using(alias), Order.objects.using(alias)
 
@@ -676,7 +675,7 @@ FAULTS: dict[str, Callable[[Peer], None]] = {
     "slow": lambda peer: peer.be_slow(TIMEOUT / 2),
 }
 
-short = override_settings(DJANGO_CELERY_SIGNALS={"PUBLISH_TIMEOUT": TIMEOUT})
+short = override_settings(DJANGO_CELERY_SIGNALS={"GUARANTEE": "on_commit", "PUBLISH_TIMEOUT": TIMEOUT})
 each_fault = pytest.mark.parametrize("fault", FAULTS)
 
 

@@ -13,7 +13,7 @@ from django.db import transaction
 from django.db.models.signals import post_save
 from django.utils import timezone
 
-from django_celery_signals.dispatch import ARGUMENT
+from django_celery_signals.wire import ARGUMENT
 from tests import worker_tasks
 from tests.brokers import Broker
 from tests.parameters import each_worker_broker, needs

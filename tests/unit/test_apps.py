@@ -90,7 +90,7 @@ def test_importing_again_adds_nothing(package: Package, celery_app: Celery) -> N
 
 def test_other_modules_on_request(package: Package, settings: Any, celery_app: Celery) -> None:
     """``AUTODISCOVER`` names the modules, instead of the usual ones (H74)."""
-    settings.DJANGO_CELERY_SIGNALS = {"AUTODISCOVER": ["handlers"]}
+    settings.DJANGO_CELERY_SIGNALS = {"GUARANTEE": "on_commit", "AUTODISCOVER": ["handlers"]}
     package.write("receivers", "raise AssertionError")
     package.write("handlers", DECLARES.format(name="doorkeeper.handle"))
 

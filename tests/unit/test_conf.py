@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import pytest
+from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
@@ -19,15 +21,42 @@ def test_defaults(settings: Any) -> None:
     conf.get.cache_clear()
 
     assert Settings() == conf.get() == read({})
-    assert ("on_commit", False, ("receivers", "tasks"), (), 2.0, 8, (), 2**20, 2**23) == tuple(
-        getattr(Settings(), name) for name in Settings.__slots__
-    )
+    assert {
+        "GUARANTEE": None,
+        "STRICT": False,
+        "AUTODISCOVER": ("receivers", "tasks"),
+        "SENSITIVE_FIELDS": (),
+        "PUBLISH_TIMEOUT": 2.0,
+        "FAST_PATH_LIMIT": 50,
+        "LEASE": 60.0,
+        "EMBED_RELAY": True,
+        "ATOMIC_SAVES": True,
+        "FAILED_PAYLOAD_DAYS": 30.0,
+        "MAX_DEPTH": 8,
+        "REQUEST_EXTRAS": (),
+        "MAX_BINARY_BYTES": 2**20,
+        "MAX_ENVELOPE_BYTES": 2**23,
+    } == asdict(Settings())
+
+
+@pytest.mark.parametrize("given", [{}, {"GUARANTEE": None}, {"GUARANTEE": "immediate"}])
+def test_the_guarantee_of_receivers_that_name_none(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is what the project says, else "durable", or "on_commit" where the app is not installed and has no table."""
+    with override_settings(DJANGO_CELERY_SIGNALS=given):
+        installed = conf.default_guarantee()
+        monkeypatch.setattr(apps, "is_installed", lambda name: name != "django_celery_signals")
+        without_app = conf.default_guarantee()
+
+    named = given.get("GUARANTEE")
+    assert (named or "durable", named or "on_commit") == (installed, without_app)
 
 
 @pytest.mark.parametrize(
     ("key", "given", "typed"),
     [
+        ("GUARANTEE", "durable", "durable"),
         ("GUARANTEE", "immediate", "immediate"),
+        ("GUARANTEE", None, None),
         ("STRICT", True, True),
         ("AUTODISCOVER", ["handlers"], ("handlers",)),
         ("AUTODISCOVER", [], ()),
@@ -35,6 +64,11 @@ def test_defaults(settings: Any) -> None:
         ("SENSITIVE_FIELDS", {"iban"}, ("iban",)),
         ("PUBLISH_TIMEOUT", 1, 1),
         ("PUBLISH_TIMEOUT", 0.25, 0.25),
+        ("FAST_PATH_LIMIT", 0, 0),
+        ("LEASE", 1, 1),
+        ("EMBED_RELAY", False, False),
+        ("ATOMIC_SAVES", False, False),
+        ("FAILED_PAYLOAD_DAYS", 0.5, 0.5),
         ("MAX_DEPTH", 1, 1),
         ("REQUEST_EXTRAS", ["session_key", "query_string"], ("session_key", "query_string")),
         ("MAX_BINARY_BYTES", 0, 0),
@@ -53,8 +87,7 @@ def test_a_setting(key: str, given: Any, typed: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "given", "wanted"),
     [
-        ("GUARANTEE", "durable", "one of 'on_commit', 'immediate'"),
-        ("GUARANTEE", None, "one of 'on_commit', 'immediate'"),
+        *[("GUARANTEE", value, "one of 'durable', 'on_commit', 'immediate'") for value in ("always", "", True, [])],
         ("STRICT", 1, "True or False"),
         ("STRICT", "yes", "True or False"),
         ("AUTODISCOVER", "receivers", r"a list of module names such as \['receivers', 'tasks'\]"),
@@ -64,6 +97,11 @@ def test_a_setting(key: str, given: Any, typed: Any) -> None:
         *[("PUBLISH_TIMEOUT", value, "a number of seconds greater than zero") for value in (0, -1, "2", True, None)],
         ("PUBLISH_TIMEOUT", math.inf, "a number of seconds greater than zero"),
         ("PUBLISH_TIMEOUT", math.nan, "a number of seconds greater than zero"),
+        *[("FAST_PATH_LIMIT", value, "a whole number; 0: leave all to the relay") for value in (-1, 1.0, True, None)],
+        *[("LEASE", value, "a number of seconds, at least 1") for value in (0.5, 0, -1, math.inf, True, "60", None)],
+        *[("EMBED_RELAY", value, "True or False") for value in (1, None, "no")],
+        *[("ATOMIC_SAVES", value, "True or False") for value in (0, None, "no")],
+        *[("FAILED_PAYLOAD_DAYS", value, "a number of days greater than zero") for value in (0, -1, None, math.inf)],
         *[("MAX_DEPTH", value, "a whole number of at least 1") for value in (0, -1, 1.5, True, "8", None)],
         ("REQUEST_EXTRAS", ["cookies"], "a list of 'query_string', 'session_key'"),
         ("REQUEST_EXTRAS", "query_string", "a list of 'query_string', 'session_key'"),

@@ -24,8 +24,8 @@ from django.dispatch import Signal
 from django.test import override_settings
 
 from django_celery_signals import PublishError, PublishTimeout, connect
-from django_celery_signals import dispatch as module
-from django_celery_signals.dispatch import counts
+from django_celery_signals import handover as module
+from django_celery_signals.handover import counts
 from django_celery_signals.publisher import Publisher
 from django_celery_signals.signals import event_lost, event_sent
 from tests.drain import Published, run, take
@@ -281,7 +281,7 @@ class SlowBroker:
             raise PublishTimeout("The broker did not take the message.")
 
 
-patient = override_settings(DJANGO_CELERY_SIGNALS={"PUBLISH_TIMEOUT": 2.0})
+patient = override_settings(DJANGO_CELERY_SIGNALS={"GUARANTEE": "on_commit", "PUBLISH_TIMEOUT": 2.0})
 
 
 @patient
@@ -437,7 +437,7 @@ def test_what_was_lost_is_told_counted_and_logged(
 
     (told,) = heard
     assert (task.name, f"{__name__}:closing_time", outage) == (told["receiver"], told["signal_name"], told["error"])
-    (record,) = [record for record in caplog.records if record.name == "django_celery_signals.dispatch"]
+    (record,) = [record for record in caplog.records if record.name == "django_celery_signals.handover"]
     assert logging.ERROR == record.levelno
     assert told["event_id"] in record.getMessage()
     assert "closing_time door" == told["summary"]

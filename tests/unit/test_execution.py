@@ -30,10 +30,11 @@ from django_celery_signals import (
     RetryAfter,
     current_event,
     execution,
+    policy,
     wire,
 )
+from django_celery_signals.carried import Carried
 from django_celery_signals.codec import instances
-from django_celery_signals.dispatch import ARGUMENT
 from django_celery_signals.exceptions import LoopDetected, ReceiverFailed, UnknownVersion
 from django_celery_signals.signals import (
     event_lost,
@@ -42,6 +43,7 @@ from django_celery_signals.signals import (
     receiver_started,
     receiver_succeeded,
 )
+from django_celery_signals.wire import ARGUMENT
 from tests.drain import Published, drain, run, take
 from tests.parameters import each_database
 from tests.receiving import Receiving, hearing
@@ -596,7 +598,7 @@ def test_database_error_fails_in_the_end(
     monkeypatch.setattr(instances.models.QuerySet, "get", raising(error))
 
     with hearing(receiver_failed) as heard:
-        outcome = work(celery_app, replace(message, headers={**message.headers, "retries": execution.DATABASE_TRIES}))
+        outcome = work(celery_app, replace(message, headers={**message.headers, "retries": Carried.OUTAGES}))
 
     assert ("FAILURE", error) == (outcome.state, outcome.error)
     assert [False] == [told["will_retry"] for told in heard]
@@ -652,7 +654,7 @@ def test_waits_grow_with_jitter(celery_app: Celery, receiving: Receiving, monkey
     Tag.objects.create(name="new")
     (message,) = take(celery_app)
     monkeypatch.setattr(instances.models.QuerySet, "get", raising(OperationalError("gone away")))
-    monkeypatch.setattr(execution.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(policy.random, "uniform", lambda low, high: high)
     waits = []
 
     for retries in range(8):
@@ -1152,7 +1154,8 @@ def test_receiver_that_causes_itself_is_stopped(
         instance.save()
 
     task = receiving(post_save, save_again, sender=Tag)
-    with override_settings(DJANGO_CELERY_SIGNALS={"MAX_DEPTH": limit}), hearing(event_lost) as heard:
+    given = {"GUARANTEE": "on_commit", "MAX_DEPTH": limit}
+    with override_settings(DJANGO_CELERY_SIGNALS=given), hearing(event_lost) as heard:
         tag = Tag.objects.create(name="round")
         results = drain(celery_app)
 

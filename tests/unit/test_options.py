@@ -69,6 +69,7 @@ MOMENT = datetime(2030, 1, 1, tzinfo=UTC)
 @pytest.mark.parametrize(
     ("name", "given", "typed"),
     [
+        ("guarantee", "durable", "durable"),
         ("guarantee", "on_commit", "on_commit"),
         ("guarantee", "immediate", "immediate"),
         ("guarantee", None, None),
@@ -108,8 +109,8 @@ TO_255 = "a whole number, 0 to 255"
     ("name", "value", "wanted"),
     [
         *[
-            ("guarantee", value, "'on_commit' or 'immediate'")
-            for value in ("durable", "ON_COMMIT", True, ["on_commit"])
+            ("guarantee", value, "'durable' or 'on_commit' or 'immediate'")
+            for value in ("always", "ON_COMMIT", True, ["on_commit"])
         ],
         *[("when", value, "a function, and no coroutine function") for value in ("always", 5, True, coroutine, Asks())],
         *[("changed", value, "a list of field names") for value in ([], 5, ["total", 5], {"total": 1})],

@@ -149,6 +149,7 @@ if configured:
         AUTH_USER_MODEL="shop.User",
         USE_TZ=True,
         SECRET_KEY="only for a test",
+        DJANGO_CELERY_SIGNALS={"GUARANTEE": "on_commit"},
     )
 else:
     os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
@@ -157,7 +158,7 @@ django.setup()
 from celery import Celery, shared_task
 from django.db.models.signals import post_save
 from django_celery_signals import ReceiverTask, connect, receiver_task
-from django_celery_signals.dispatch import counts
+from django_celery_signals.handover import counts
 from tests.drain import drain
 from tests.shop.models import Order
 
@@ -811,7 +812,7 @@ def test_a_target_that_was_only_named_is_connected_unseen(tasks: Tasks, signal: 
 def test_options_on_the_task_are_checked_when_connecting(tasks: Tasks) -> None:
     """What the task declares is part of the connection, and fails there when it can never work."""
     with pytest.raises(
-        ConnectError, match="guarantee='always' cannot be; it must be 'on_commit' or 'immediate'"
+        ConnectError, match="guarantee='always' cannot be; it must be 'durable' or 'on_commit' or 'immediate'"
     ) as caught:
         connect(order_paid, tasks.shared(guarantee="always"))
     assert "task tests.made" in str(caught.value)

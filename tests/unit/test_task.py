@@ -18,7 +18,7 @@ from django.dispatch import Signal
 
 from django_celery_signals import ConnectError, ReceiverTask, connect, current_event
 from django_celery_signals.bridge import Spelling
-from django_celery_signals.dispatch import ARGUMENT
+from django_celery_signals.wire import ARGUMENT
 from tests.drain import drain, run, take
 from tests.making import KINDS, Tasks
 from tests.receiving import Receiving
@@ -434,7 +434,9 @@ def test_a_result_of_an_event_is_never_handed_out(tasks: Tasks, celery_app: Cele
         ({"on_missing": "ignore"}, r"on_missing='ignore' cannot be; it must be 'discard' or 'retry' or 'fail'"),
         ({"former_names": "shop.old"}, r"former_names='shop.old' cannot be; it must be a list of names"),
         ({"former_names": ["shop.old", 5]}, r"former_names=\['shop.old', 5\] cannot be"),
-        ({"guarantee": "durable"}, r"guarantee='durable' cannot be; it must be 'on_commit' or 'immediate'"),
+        ({"retain": -1}, r"retain=-1 cannot be; it must be a number of seconds"),
+        ({"retain": "1h"}, r"retain='1h' cannot be; it must be a number of seconds"),
+        ({"guarantee": "always"}, r"guarantee='always' cannot be; it must be 'durable' or 'on_commit' or 'immediate'"),
         ({"when": "always"}, r"when='always' cannot be; it must be a function"),
         ({"countdown": -1}, r"countdown=-1 cannot be; it must be a number of seconds greater than zero"),
         ({"action": 5}, r"action=5 cannot be"),

@@ -94,6 +94,10 @@ class InstanceEncoder(Encoder):
         if "fields" not in entry:
             entry["fields"] = self._fields(instance)
 
+    def pk_of(self, instance: models.Model) -> Any:
+        """Return the JSON by which a reference names a row."""
+        return self._pk(instance, {})
+
     def _pk(self, instance: models.Model, entry: Entry) -> Any:
         if not _has_pk(instance):
             return None

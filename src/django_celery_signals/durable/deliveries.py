@@ -1,0 +1,184 @@
+"""The relay's statements: what is due, claimed, published, lost; each one short, and safe beside any number of others.
+
+The worker's statements are in ``hold``. ``due_at`` always means "when the relay must look"; null: it need not.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from django.apps import apps
+from django.db import connections, models, transaction
+from django.db.models import F, Q
+
+from .clock import In
+
+CRASH_BUDGET = 5  # runs that may end without a word before a delivery is failed
+SWEPT_AFTER, MOST_SENDS = 5.0, 9  # seconds, times 2 for every publication: how old "sent" must be to count as lost
+UNPROBED_AFTER = 900.0  # the same where no probe can tell, for the route names no queue
+
+
+class State(models.IntegerChoices):
+    """Where a delivery stands."""
+
+    READY = 1, "ready"  # the relay publishes it when it is due
+    SENT = 2, "sent"  # the broker has a message of it, or had
+    RUNNING = 3, "running"  # a worker has opened it, and renews due_at
+    FAILED = 4, "failed"  # given up, kept for people to look at
+    DONE = 5, "done"  # succeeded, kept for as long as the receiver's retain= says
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claimed:
+    """A batch of deliveries that one relay publishes."""
+
+    claim: int
+    rows: Sequence[Any]  # of Delivery, without their payload
+
+
+def new_token() -> int:
+    """Return a number nobody guesses, with room above it to count."""
+    return secrets.randbits(60)
+
+
+def deliveries(using: str) -> DeliveryQuerySet:
+    """Return the deliveries in a database; by the registry, for models cannot be imported before it is there."""
+    return DeliveryQuerySet(apps.get_model("django_celery_signals", "Delivery"), using=using)
+
+
+class DeliveryQuerySet(models.QuerySet[Any]):
+    """Deliveries, and what can be done with them; every verb works on the rows chosen so far."""
+
+    # What the relay does -----------------------------------------------------------------------------------------
+
+    def due(self, *states: State) -> DeliveryQuerySet:
+        """Return those in the given states that the relay must look at, the longest due first."""
+        return self.filter(due_at__lte=In(0), state__in=states).order_by("due_at", "id")
+
+    def ids(self, limit: int) -> list[int]:
+        """Return the ids of some; on PostgreSQL locked, passing over those that another transaction has its hands on.
+
+        Elsewhere without a lock, and the statement that follows sees what happened to them meanwhile: on MariaDB a
+        locking range would block the senders' inserts, and SQLite has one lock for everything.
+        """
+        rows: Any = self.select_for_update(skip_locked=True) if self._locks() else self
+        return list(rows.values_list("pk", flat=True)[:limit])
+
+    def _locks(self) -> bool:
+        return connections[self.db].vendor == "postgresql"
+
+    def _locking(self) -> AbstractContextManager[Any]:
+        return transaction.atomic(using=self.db) if self._locks() else nullcontext()
+
+    def claim(self, limit: int, grace: float) -> Claimed:
+        """Take what is due for publication; whoever dies with it leaves it due again after ``grace`` seconds."""
+        claim = new_token()
+        with self._locking():
+            ids = self.due(State.READY).ids(limit)
+            mine = self.filter(pk__in=ids, state=State.READY, due_at__lte=In(0))
+            mine.update(claim=claim, due_at=In(grace), sent_at=In(0))
+        return Claimed(claim=claim, rows=list(self.claimed(claim, ids).defer("payload", "traceback").order_by("pk")))
+
+    def claimed(self, claim: int, ids: Iterable[int]) -> DeliveryQuerySet:
+        """Return those of a claim that nobody has touched since."""
+        return self.filter(pk__in=list(ids), claim=claim, state=State.READY)
+
+    def mark(self, claim: int, ids: Iterable[int], queue: str) -> int:
+        """Note what the broker has confirmed."""
+        return self.claimed(claim, ids).update(
+            state=State.SENT, due_at=None, claim=None, queue=queue, sends=F("sends") + 1
+        )
+
+    def release(self, claim: int, ids: Iterable[int], seconds: float = 0, *, counted: bool = False) -> int:
+        """Give claimed deliveries back, to be published in so many seconds."""
+        counts: dict[str, Any] = {"reruns": F("reruns") + 1} if counted else {}
+        return self.claimed(claim, ids).update(due_at=In(seconds), claim=None, sent_at=None, **counts)
+
+    def put_back(self, pk: int, token: int) -> int:
+        """Leave to the relay what its sender could not publish."""
+        return self.filter(pk=pk, token=token, state=State.SENT).update(
+            state=State.READY, due_at=In(0), sent_at=None, sends=0
+        )
+
+    def expire(self, limit: int) -> tuple[int, list[Any]]:
+        """Count a crash for every run whose lease has ended.
+
+        Returns:
+            How many will run again, and the rows that have crashed too often, which are left as they are.
+        """
+        with self._locking():
+            ids = self.due(State.RUNNING).ids(limit)
+            expired = self.filter(pk__in=ids, state=State.RUNNING, due_at__lte=In(0))
+            spent = list(expired.filter(crashes__gte=CRASH_BUDGET - 1))
+            again = expired.filter(crashes__lt=CRASH_BUDGET - 1)
+            count = 0
+            for crashes in range(CRASH_BUDGET - 1):  # 1, 2, 4, 8 seconds
+                count += again.filter(crashes=crashes).update(
+                    state=State.READY, crashes=crashes + 1, due_at=In(2**crashes), claim=None, sends=0
+                )
+        return count, spent
+
+    def sweep(self, queue: str, seen: Any, limit: int) -> int:
+        """Publish again what was sent to a queue before a probe that has arrived, and was not opened.
+
+        What was repeated already waits longer: a worker may hold messages that it has no room to run.
+        """
+        old = Q(sends__gt=MOST_SENDS, sent_at__lt=In(-SWEPT_AFTER * 2**MOST_SENDS))
+        for sends in range(MOST_SENDS + 1):
+            old |= Q(sends=sends, sent_at__lt=In(-SWEPT_AFTER * 2**sends))
+        lost = self.filter(old, state=State.SENT, queue=queue, sent_at__lt=seen)
+        return self._again(lost.order_by("sent_at"), limit)
+
+    def sweep_unprobed(self, limit: int) -> int:
+        """Publish again, after a long time, what was sent where no probe can follow."""
+        old = Q()
+        for sends in range(MOST_SENDS + 1):
+            old |= Q(sends=sends, sent_at__lt=In(-UNPROBED_AFTER * 2**sends))
+        return self._again(self.filter(old, state=State.SENT, queue="").order_by("sent_at"), limit)
+
+    def _again(self, rows: DeliveryQuerySet, limit: int) -> int:
+        with self._locking():
+            ids = rows.ids(limit)
+            return self.filter(pk__in=ids, state=State.SENT).update(state=State.READY, due_at=In(0), claim=None)
+
+    def purge(self, limit: int) -> int:
+        """Delete what was kept long enough after success, and erase what failed long ago but for its cause."""
+        with self._locking():
+            done = self.due(State.DONE).ids(limit)
+            deleted = self.filter(pk__in=done, state=State.DONE).erase() if done else 0
+        with self._locking():
+            failed = self.due(State.FAILED).ids(limit)
+            return deleted + self.filter(pk__in=failed, state=State.FAILED).update(due_at=None, **ERASED)
+
+    def erase(self) -> int:
+        """Delete rows in one statement, past Django's signals: a receiver of every sender's would be told of itself."""
+        count: int = self._raw_delete(self.db)
+        return count
+
+    # What people do ----------------------------------------------------------------------------------------------
+
+    def failed(self) -> DeliveryQuerySet:
+        """Return those that were given up."""
+        return self.filter(state=State.FAILED)
+
+    def retry(self) -> int:
+        """Let failed deliveries start anew; return how many. Those whose payload is erased stay as they are."""
+        return (
+            self.failed()
+            .filter(payload__isnull=False)
+            .update(
+                state=State.READY, due_at=In(0), attempts=0, crashes=0, reruns=0, sends=0, claim=None, finished_at=None
+            )
+        )
+
+    def discard(self) -> int:
+        """Delete failed deliveries; return how many."""
+        return self.failed().erase()
+
+
+#: What a failed delivery loses in time: whatever may hold a value of the sending.
+ERASED = {"payload": None, "error_message": None, "traceback": None}

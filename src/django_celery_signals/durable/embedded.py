@@ -1,0 +1,48 @@
+"""The relay inside of a worker: a thread of its main process, so that a small project needs no further one."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+from celery.signals import worker_ready, worker_shutdown, worker_shutting_down
+
+from .. import conf
+from .relay import Relay
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = 10.0  # seconds for which the end of a worker waits for the relay's batch
+
+_running: list[tuple[Relay, threading.Thread]] = []
+
+
+def start(sender: Any = None, **_: Any) -> None:
+    """Start the relay of a worker that is ready, unless ``EMBED_RELAY`` is off."""
+    if not conf.get().EMBED_RELAY:
+        return
+    relay = Relay(app=getattr(sender, "app", None))
+    thread = threading.Thread(target=relay.run, name="django-celery-signals-relay", daemon=True)
+    _running.append((relay, thread))
+    thread.start()
+
+
+def stop(**_: Any) -> None:
+    """Tell the relay to end after its batch."""
+    for relay, _thread in _running:
+        relay.stop()
+
+
+def join(**_: Any) -> None:
+    """Wait until it has ended."""
+    stop()
+    while _running:
+        _running.pop()[1].join(PATIENCE)
+
+
+def embed() -> None:
+    """Let every worker of this process have a relay."""
+    worker_ready.connect(start, dispatch_uid=f"{__name__}.start")
+    worker_shutting_down.connect(stop, dispatch_uid=f"{__name__}.stop")
+    worker_shutdown.connect(join, dispatch_uid=f"{__name__}.join")

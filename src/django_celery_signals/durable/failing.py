@@ -1,0 +1,66 @@
+"""The end of a delivery that is given up: the row stays, with the reason; hooks and listeners are told."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+from django.db import transaction
+
+from .. import conf
+from ..event import Event
+from ..parameters import accepted
+from ..signals import delivery_failed, tell
+from .clock import In
+from .deliveries import DeliveryQuerySet, State
+from .failure import described
+
+logger = logging.getLogger(__name__)
+
+DAY = 86_400  # seconds
+
+Hook = Callable[..., Any]
+
+#: What ``@task.on_failed`` decorates, by the name of the task.
+hooks: defaultdict[str, list[Hook]] = defaultdict(list)
+
+
+def give_up(
+    row: DeliveryQuerySet, known: Any, error: Exception, event: Event | None, *, task: str | None = None, **counts: Any
+) -> bool:
+    """Mark a delivery as failed, with whatever the receiver's hooks write to its database in the same transaction.
+
+    Args:
+        row: the delivery, behind the fence of whoever has it.
+        known: the same, as it was read.
+        error: the reason.
+        event: what the receiver would have got, if it could be read.
+        task: the receiver's name now, if it is another than it was at the sending.
+        counts: further columns to change.
+
+    Returns:
+        False, when somebody else has it; then nothing has changed.
+    """
+    with transaction.atomic(using=row.db):
+        changes = {"state": State.FAILED, "due_at": In(conf.get().FAILED_PAYLOAD_DAYS * DAY), "finished_at": In(0)}
+        if not row.update(**changes, claim=None, **described(error, known.receiver), **counts):
+            return False
+        for hook in hooks[task or known.receiver]:
+            _call(hook, known.receiver, row.db, event=event, error=error)
+    logger.error(
+        *("Delivery failed: %s will not get %r (delivery %s of %r): %s: %s", known.receiver, known.summary),
+        *(known.pk, row.db, type(error).__name__, error),
+    )
+    facts = {"event_id": known.event_id, "signal_name": known.signal, "summary": known.summary}
+    tell(delivery_failed, known.receiver, **facts, error=error, using=row.db, delivery_id=known.pk)
+    return True
+
+
+def _call(hook: Hook, receiver: str, using: str, **facts: Any) -> None:
+    try:
+        with transaction.atomic(using=using):
+            hook(**accepted(hook, facts))
+    except Exception:
+        logger.exception("on_failed of %s raised; the delivery is failed all the same.", receiver)

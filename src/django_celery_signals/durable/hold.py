@@ -1,0 +1,235 @@
+"""An event that waits in a row of the database: opened by one worker, and done only when its receiver has succeeded."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any, ClassVar
+
+from celery.exceptions import Ignore, Reject, Retry
+from django.db import Error, connections
+from django.db.models import F
+
+from .. import conf, policy
+from ..carried import discarded, failed
+from ..envelope import Envelope
+from ..event import Event
+from ..exceptions import LeaseLost, ReceiverFailed, RetryAfter
+from ..wire import ARGUMENT, parse
+from .clock import In
+from .deliveries import State, deliveries
+from .failing import give_up
+from .failure import described
+from .lease import Lease, keeper
+from .reference import Reference
+from .trouble import is_transient
+
+logger = logging.getLogger(__name__)
+
+UNRENEWED = 3600.0  # seconds: the lease where it cannot be renewed, and the task has no time limit
+
+
+def opened(task: Any, reference: Reference) -> Held | None:
+    """Open a delivery, in a commit of its own; None when the message is a copy of one that has been opened.
+
+    Raises:
+        django.db.Error: when the database does not answer. The row stays as it is, and is published again.
+    """
+    rows = deliveries(reference.alias)
+    seconds, renews = _lease_of(task, reference.alias)
+    fence = {"pk": reference.id, "token": reference.token, "receiver": reference.receiver}
+    changes = {"state": State.RUNNING, "token": F("token") + 1, "due_at": In(seconds), "claim": None, "sends": 0}
+    if not rows.filter(**fence, state__in=(State.READY, State.SENT)).update(**changes):
+        logger.debug("Delivery %s of %r is done or in other hands; its copy is dropped.", reference.id, reference.alias)
+        return None
+    lease = Lease(using=reference.alias, pk=reference.id, token=reference.token + 1, seconds=seconds)
+    known = lease.row().first()
+    return Held(task=task, lease=lease, known=known, renews=renews) if known else None
+
+
+def _lease_of(task: Any, using: str) -> tuple[float, bool]:
+    """Return the seconds of a lease, and whether it is renewed.
+
+    Where a transaction sees the database as it was when it began, completing a row that was renewed since would fail.
+    """
+    lease = conf.get().LEASE
+    if not task.atomic or not _sees_the_past(using):
+        return lease, not task.request.is_eager
+    return max(lease, float(task.time_limit or task.app.conf.task_time_limit or UNRENEWED)), False
+
+
+@cache
+def _sees_the_past(using: str) -> bool:
+    connection = connections[using]
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute("SHOW transaction_isolation")
+            return cursor.fetchone() not in (("read committed",), ("read uncommitted",))
+        if connection.vendor == "mysql":  # MariaDB from 11.6 on; before, an UPDATE or DELETE saw the present
+            cursor.execute("SHOW VARIABLES WHERE Variable_name IN ('innodb_snapshot_isolation', 'tx_isolation')")
+            found = dict(cursor.fetchall())
+            return found.get("innodb_snapshot_isolation") == "ON" and "READ-" not in found.get("tx_isolation", "READ-")
+    return False
+
+
+@dataclass(kw_only=True)
+class Held:
+    """What a worker holds of a durable event while its receiver runs. Every change of the row is behind the fence."""
+
+    #: Runs that do not count, with pauses of up to a minute: more than an hour of trouble.
+    OUTAGES: ClassVar[int] = 100
+
+    task: Any
+    lease: Lease
+    known: Any  # the row, as it was opened
+    renews: bool
+    asked: bool = False  # whether the receiver called retry(), which is the end of the default policy
+    retry_in: float | None = None  # seconds, if it did so and went on
+
+    def __enter__(self) -> Held:
+        """Renew the lease from now on, and let Celery's retries count from the row's."""
+        self.task.request.update(retries=self.known.attempts, hold=self)
+        if self.renews:
+            keeper().keep(self.lease)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        """Give the row back when the worker is being stopped, before the lease would end."""
+        if error is not None and not isinstance(error, Exception):
+            self._change(state=State.READY, reruns=F("reruns") + 1, due_at=In(0))
+        keeper().let_go(self.lease)
+
+    def envelope(self) -> Envelope:
+        """Read the envelope.
+
+        Raises:
+            DecodeError: when it is damaged, or erased.
+        """
+        return parse(self.known.payload)
+
+    def event(self, event: Event) -> Event:
+        """Return the event as the receiver gets it, with the fence."""
+        return replace(event, fence=self.lease.token, lease=self.lease)
+
+    def is_expired(self) -> bool:
+        """Tell whether the sending's ``expires`` is over."""
+        expires = self.known.options.get("expires")
+        return expires is not None and datetime.fromisoformat(expires) <= datetime.now(UTC)
+
+    # What becomes of it ------------------------------------------------------------------------------------------
+
+    def complete(self) -> None:
+        """Note that the receiver succeeded: the last statement of its transaction, if it has one.
+
+        Raises:
+            LeaseLost: when another run has the delivery; whatever the receiver did is to be rolled back.
+        """
+        row, self.lease.ending = self.lease.row(), True
+        if self.retry_in is not None:
+            done = row.update(state=State.READY, attempts=F("attempts") + 1, due_at=In(self.retry_in))
+        elif self.task.retain:
+            done = row.update(state=State.DONE, due_at=In(self.task.retain), finished_at=In(0))
+        else:
+            done = row.erase()
+        if not done:
+            raise LeaseLost(
+                f"{self.known.receiver}: another run has delivery {self.lease.pk} of {self.lease.using!r}, or it was "
+                "discarded; what this run did is not committed."
+            )
+
+    def discard(self, event: Event, reason: str) -> Exception:
+        """Drop the event on purpose."""
+        if self.lease.row().erase():
+            return discarded(self.task, event, reason)
+        return self._superseded(event)
+
+    def fail(self, event: Event | None, error: Exception) -> Exception:
+        """Give up: the row stays, with the reason."""
+        failed(self.task, event, error)
+        counts = {"task": self.task.name, "attempts": F("attempts") + 1}
+        self._surely(lambda: give_up(self.lease.row(), self.known, error, event, **counts))
+        return error
+
+    def raised(self, event: Event, error: Exception) -> Exception:
+        """Decide on an error of the receiver's: its own policy goes first, Celery's words keep their meaning."""
+        if isinstance(error, LeaseLost):
+            return self._superseded(event, error)
+        if isinstance(error, Retry):
+            return self._again(event, error.exc or error, policy.seconds_until(error.when), asked=True)
+        if isinstance(error, Ignore):
+            return self.discard(event, str(error))
+        if is_transient(error):
+            return self.again(event, error, policy.pause(self.known.reruns, policy.LONGEST_WAIT), self.OUTAGES)
+        if self.asked or policy.has_policy(self.task) or (isinstance(error, Reject) and not error.args[1]):
+            return self.fail(event, error)
+        return self.again(event, error, policy.pause(self.known.attempts))
+
+    def again(self, event: Event | None, error: Exception, seconds: float, tries: int | None = None) -> Exception:
+        """Let the relay publish it once more, in so many seconds.
+
+        Args:
+            event: what it is about, if it could be read.
+            error: the reason; also what is returned when that was the last try.
+            seconds: until then.
+            tries: how often, at most, without counting as an attempt; None: it counts, and ``max_retries`` is the end.
+        """
+        if tries is not None:
+            if self.known.reruns >= tries:
+                return self.fail(event, error)
+            return self._again(event, error, seconds, counts={"reruns": F("reruns") + 1})
+        if policy.is_spent(self.task, self.known.attempts):
+            if isinstance(error, RetryAfter):
+                error = ReceiverFailed(f"{self.known.receiver} asked for more than max_retries: {error}")
+            return self.fail(event, error)
+        return self._again(event, error, seconds)
+
+    def _again(
+        self,
+        event: Event | None,
+        error: Exception,
+        seconds: float,
+        *,
+        counts: dict[str, Any] | None = None,
+        asked: bool = False,
+    ) -> Exception:
+        counts = counts or {"attempts": F("attempts") + 1}
+        reason = described(error, self.known.receiver)
+        if not self._change(state=State.READY, due_at=In(seconds), **counts, **reason):
+            return self._superseded(event)
+        failed(self.task, event, error, will_retry=True)
+        if not self.task.request.is_eager:
+            return Retry(exc=error, when=seconds)  # type: ignore[arg-type]
+        # Eager, nobody would come for the row: as Celery does, run at once what asked for it, and show any other error.
+        return Retry(exc=error, when=seconds, sig=self._signature()) if asked else error  # type: ignore[arg-type]
+
+    def _signature(self) -> Any:
+        fresh = Reference(
+            alias=self.lease.using, id=self.lease.pk, token=self.lease.token, receiver=self.known.receiver
+        )
+        return self.task.signature(kwargs={ARGUMENT: fresh.carried()})
+
+    def _superseded(self, event: Event | None, error: LeaseLost | None = None) -> Exception:
+        """Tell that another run has it, or that a commit of which the outcome was unknown has succeeded."""
+        error = error or LeaseLost(f"{self.known.receiver}: delivery {self.lease.pk} of {self.lease.using!r} is gone.")
+        logger.warning("%s", error)
+        failed(self.task, event, error, will_retry=True)
+        return Ignore(str(error))
+
+    def _change(self, **changes: Any) -> bool:
+        return self._surely(lambda: bool(self.lease.row().update(**changes)))
+
+    def _surely(self, statement: Any) -> bool:
+        """Run a statement until the database answers, or the lease would be over: a short outage is no crash."""
+        connection, until = connections[self.lease.using], time.monotonic() + self.lease.seconds
+        while True:
+            try:
+                return bool(statement())
+            except Error as error:
+                if connection.in_atomic_block or not is_transient(error) or time.monotonic() > until:
+                    logger.exception("How %s ended could not be noted; the lease will end.", self.known.receiver)
+                    return False
+            connection.close()
+            time.sleep(1)

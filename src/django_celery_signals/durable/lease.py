@@ -1,0 +1,130 @@
+"""The lease on a delivery that is running: renewed by a thread of the worker's process, for as long as that lives."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from django.db import Error, connections
+
+from .clock import In
+from .deliveries import DeliveryQuerySet, State, deliveries
+
+logger = logging.getLogger(__name__)
+
+PAUSE = 1.0  # seconds between two tries to renew while the database is away
+
+
+@dataclass(slots=True, kw_only=True)
+class Lease:
+    """What a worker holds while a receiver runs: the row, by the token that only the last opening knows."""
+
+    using: str
+    pk: int
+    token: int
+    seconds: float
+    lost: bool = False  # whether another run has the delivery, or nobody
+    ending: bool = False  # whether the worker itself is about to give it up
+    renew_at: float = field(default_factory=time.monotonic)
+
+    def row(self) -> DeliveryQuerySet:
+        """Return the delivery, if it is still this worker's: every statement behind the fence begins with it."""
+        return deliveries(self.using).filter(pk=self.pk, token=self.token, state=State.RUNNING)
+
+    def postpone(self) -> None:
+        """Plan the next renewal: past a third of the lease."""
+        self.renew_at = time.monotonic() + self.seconds / 3
+
+    def renew(self) -> None:
+        """Begin the lease anew."""
+        try:
+            if self.row().update(due_at=In(self.seconds)):
+                self.postpone()
+                return
+        except Error as error:  # away, or on SQLite locked by the receiver itself, which keeps everyone else away, too
+            logger.info("The lease on delivery %s of %r could not be renewed: %s", self.pk, self.using, error)
+            self.renew_at = time.monotonic() + PAUSE
+            return
+        self.lost = True
+        if self.ending:  # the renewal waited for the commit of the receiver's own transaction
+            return
+        logger.warning(
+            "The lease on delivery %s of %r is lost: the receiver still runs here, but what it does there will not be "
+            "committed. It was stopped for longer than LEASE (%g s), or the delivery was discarded.",
+            *(self.pk, self.using, self.seconds),
+        )
+
+    def is_mine(self) -> bool:
+        """Ask the database, past the receiver's own transaction, which may see the past."""
+        if connections[self.using].vendor == "sqlite":
+            return self.row().exists()  # another connection could not write while this one does
+        answers: list[bool] = []
+        thread = threading.Thread(target=_elsewhere, args=(lambda: answers.append(self.row().exists()),))
+        thread.start()
+        thread.join()
+        return bool(answers and answers[0])
+
+
+def _elsewhere(ask: Callable[[], None]) -> None:
+    """Ask in a connection of the thread's own."""
+    try:
+        ask()
+    except Error as error:
+        logger.info("Whether a lease still holds could not be asked: %s", error)
+    finally:
+        connections.close_all()
+
+
+class Keeper:
+    """The thread that renews; it sleeps while no receiver has run for a third of its lease."""
+
+    def __init__(self) -> None:
+        """Begin without a thread."""
+        self.pid = os.getpid()
+        self._changed = threading.Condition()
+        self._leases: list[Lease] = []
+        self._runs = False
+
+    def keep(self, lease: Lease) -> None:
+        """Renew a lease from now on."""
+        lease.postpone()
+        with self._changed:
+            self._leases.append(lease)
+            if not self._runs:
+                self._runs = True
+                threading.Thread(target=self._run, name="django-celery-signals-leases", daemon=True).start()
+            self._changed.notify()
+
+    def let_go(self, lease: Lease) -> None:
+        """Renew it no more."""
+        with self._changed:
+            self._leases = [other for other in self._leases if other is not lease]
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                now = time.monotonic()
+                self._leases = [lease for lease in self._leases if not lease.lost]
+                due = [lease for lease in self._leases if lease.renew_at <= now]
+                if not due:
+                    next_at = min((lease.renew_at for lease in self._leases), default=None)
+                    self._changed.wait(None if next_at is None else next_at - now)
+            for lease in due:
+                lease.renew()
+            if due:
+                connections.close_all()  # kept for a third of a lease, it would only count against the server's limit
+
+
+_keeper = Keeper()
+
+
+def keeper() -> Keeper:
+    """Return this process's keeper: a forked child has its parent's, but not the thread."""
+    global _keeper
+    if _keeper.pid != os.getpid():
+        _keeper = Keeper()
+    return _keeper

@@ -1,0 +1,199 @@
+"""The relay: a loop that publishes what is due, in every database, and looks after what stays behind."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from celery import Celery
+from django.apps import apps
+from django.db import Error, close_old_connections, connections, router
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from ..broker import is_outage, project_app
+from .bulk import Bulk
+from .deliveries import Claimed, deliveries
+from .outbox import message_of
+from .routes import queue_of
+from .upkeep import Upkeep
+
+logger = logging.getLogger(__name__)
+
+GRACE = 60.0  # seconds after which another relay publishes what this one has claimed and not marked
+SOON, LATER = 5.0, 60.0  # seconds until what the broker refused is published again, and what nobody here can publish
+LONGEST_PAUSE = 30.0  # seconds between two tries while the database or the broker is away
+
+
+class Relay:
+    """Publishes due deliveries until it is told to stop. Any number may run at once, in any process."""
+
+    def __init__(
+        self,
+        *,
+        app: Celery | None = None,
+        databases: Iterable[str] | None = None,
+        batch_size: int = 500,
+        idle: float = 1.0,
+    ) -> None:
+        """Begin without a connection.
+
+        Args:
+            app: the Celery app to publish for; the project's unless told.
+            databases: their aliases; all that hold deliveries unless told.
+            batch_size: deliveries that are claimed at once.
+            idle: seconds to sleep when nothing is due, on the average.
+
+        Raises:
+            ValueError: for a number that cannot be, or an alias that ``DATABASES`` does not have.
+        """
+        if batch_size < 1 or idle <= 0:
+            raise ValueError(f"Relay: batch_size={batch_size!r} must be at least 1, and idle={idle!r} above zero.")
+        self.app = app or project_app()
+        self.batch_size, self.idle = batch_size, idle
+        self.databases = list(databases) if databases is not None else keeping()
+        if unknown := set(self.databases) - set(connections.settings):
+            raise ValueError(f"Relay: there is no database {sorted(unknown)!r}; DATABASES has {list(connections)!r}.")
+        self._stop = threading.Event()
+        self._bulk = Bulk(self.app)
+        self._upkeep = {alias: Upkeep(self.app, alias) for alias in self.databases}
+        self._broker = Outage(idle)
+        self._away = {alias: Outage(idle) for alias in self.databases}
+        self._kept: list[BaseDatabaseWrapper] = []
+
+    def run(self) -> None:
+        """Work until :meth:`stop` is called; outages of a database or of the broker only make it wait."""
+        # A forked child frees what its parent's threads had of their own, and MySQL's client says goodbye then.
+        self._kept = [connections[alias] for alias in self.databases]
+        logger.info("The relay publishes what is due in %s.", ", ".join(self.databases) or "no database")
+        try:
+            while not self._stop.is_set():
+                busy = self._round()
+                idle = 0 if busy else self.idle * random.uniform(0.5, 1.5)  # noqa: S311 - not all at the same time
+                self._stop.wait(self._broker.pause or idle)
+        finally:
+            self._bulk.close()
+            for alias in self.databases:
+                connections[alias].close()
+
+    def stop(self) -> None:
+        """End :meth:`run` after the batch that is under way; from a signal handler or another thread."""
+        self._stop.set()
+
+    def once(self) -> int:
+        """Publish all that is due now, and return how many messages the broker took.
+
+        Raises:
+            django.db.Error: when a database does not answer.
+        """
+        published = 0
+        for alias in self.databases:
+            self._upkeep[alias].work()
+            while (claimed := self._claim(alias)).rows:
+                published += self._publish(alias, claimed)
+                if self._broker.pause:  # what was given back is due still
+                    break
+        self._bulk.close()
+        return published
+
+    def _round(self) -> bool:
+        """Do one batch for each database; tell whether there may be more."""
+        busy = False
+        for alias in self.databases:
+            busy = self._batch(alias) or busy
+        return busy
+
+    def _batch(self, alias: str) -> bool:
+        """Do one batch for a database, unless it is away; tell whether there may be more."""
+        if self._away[alias].lasts():
+            return False
+        try:
+            self._upkeep[alias].work()
+            claimed = self._claim(alias)
+            if claimed.rows:
+                self._publish(alias, claimed)
+            else:
+                self._bulk.rest()
+            close_old_connections()
+        except Exception as error:
+            if isinstance(error, Error):
+                logger.warning("The relay waits for the database %r: %s", alias, error)
+            else:
+                logger.exception("The relay failed in %r and tries again.", alias)
+            self._upkeep[alias].be_careful()
+            self._away[alias].longer()
+            connections[alias].close()
+            return False
+        self._away[alias].over()
+        return len(claimed.rows) == self.batch_size
+
+    def _claim(self, alias: str) -> Claimed:
+        return deliveries(alias).claim(self.batch_size, GRACE)
+
+    def _publish(self, alias: str, claimed: Claimed) -> int:
+        """Publish a batch, mark what the broker has, and give back the rest."""
+        known = [row for row in claimed.rows if row.receiver in self.app.tasks]
+        self._upkeep[alias].unknown(claimed.claim, [row for row in claimed.rows if row.receiver not in self.app.tasks])
+        outcomes = self._bulk.publish([message_of(self.app, row, alias, row.pk) for row in known])
+        rows, errors = deliveries(alias), [error for error in outcomes if error is not None]
+        for queue, ids in self._by_queue(known, outcomes).items():
+            rows.mark(claimed.claim, ids, queue)
+        for seconds, ids in self._refused(known, outcomes).items():
+            rows.release(claimed.claim, ids, seconds)
+        if any(map(is_outage, errors)):
+            self._broker.longer()
+        else:
+            self._broker.over()
+        return len(known) - len(errors)
+
+    def _by_queue(self, rows: Sequence[Any], outcomes: Sequence[Exception | None]) -> dict[str, list[int]]:
+        found: defaultdict[str, list[int]] = defaultdict(list)
+        for row, error in zip(rows, outcomes, strict=True):
+            if error is None:
+                found[queue_of(self.app, row.receiver, row.options) or ""].append(row.pk)
+        return found
+
+    def _refused(self, rows: Sequence[Any], outcomes: Sequence[Exception | None]) -> dict[float, list[int]]:
+        """Return what the broker did not take, by the seconds until it is tried again; none of it counts as a run."""
+        found: defaultdict[float, list[int]] = defaultdict(list)
+        for row, error in zip(rows, outcomes, strict=True):
+            if error is None:
+                continue
+            logger.warning("%s will get %r later: %s", row.receiver, row.summary, error)
+            found[0.0 if is_outage(error) else SOON].append(row.pk)
+        return found
+
+
+class Outage:
+    """How long to leave alone what is away: twice as long each time."""
+
+    def __init__(self, first: float) -> None:
+        """Begin without one; the first pause has so many seconds."""
+        self.first, self.pause, self._until = first, 0.0, 0.0
+
+    def longer(self) -> None:
+        """Note that it is away still."""
+        self.pause = min(LONGEST_PAUSE, self.pause * 2 or self.first)
+        self._until = time.monotonic() + self.pause
+
+    def over(self) -> None:
+        """Note that it is back."""
+        self.pause = self._until = 0.0
+
+    def lasts(self) -> bool:
+        """Tell whether it is too early to try again."""
+        return time.monotonic() < self._until
+
+
+def keeping() -> list[str]:
+    """Return the aliases of the databases that hold deliveries."""
+    model = apps.get_model("django_celery_signals", "Delivery")
+    return [
+        alias
+        for alias in connections
+        if connections[alias].vendor in ("postgresql", "mysql", "sqlite") and router.allow_migrate_model(alias, model)
+    ]

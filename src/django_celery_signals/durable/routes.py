@@ -1,0 +1,36 @@
+"""Where Celery's routes lead: the name of the queue that a receiver's messages wait in."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import Celery
+
+logger = logging.getLogger(__name__)
+
+_OF_ROUTES = ("queue", "exchange", "routing_key")
+
+
+def queue_of(app: Celery, receiver: str, options: dict[str, Any]) -> str | None:
+    """Return the name of the queue that a receiver's messages go to.
+
+    Args:
+        app: the Celery app that publishes.
+        receiver: name of the task.
+        options: of ``apply_async``.
+
+    Returns:
+        None, when the route names an exchange but no queue, or cannot be told; publishing will say why.
+    """
+    task: Any = app.tasks.get(receiver)
+    declared = {name: getattr(task, name, None) for name in _OF_ROUTES} if task is not None else {}
+    given = {name: value for name, value in {**declared, **options}.items() if name in _OF_ROUTES and value}
+    try:
+        route = app.amqp.router.route(given, task.name if task is not None else receiver, (), {}, task)
+    except Exception as error:  # a route is the project's own code
+        logger.warning("The route of %s cannot be told: %r", receiver, error)
+        return None
+    queue = route.get("queue")
+    name = getattr(queue, "name", queue)
+    return name if isinstance(name, str) and name and "exchange" not in given else None

@@ -1,0 +1,97 @@
+"""What the relay does besides publishing: end dead runs, find what the broker lost, and keep the table small."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from celery import Celery
+
+from .. import conf
+from ..event import Event
+from ..exceptions import DecodeError, UnknownReceiver, WorkerLost
+from ..wire import parse
+from .clock import In
+from .deliveries import CRASH_BUDGET, State, deliveries
+from .failing import give_up
+from .probe import Probes
+
+logger = logging.getLogger(__name__)
+
+BATCH = 1000  # rows of one statement
+EXPIRE_EVERY, PROBE_EVERY, PURGE_EVERY = 1.0, 2.0, 10.0  # seconds
+UNKNOWN_WAIT, UNKNOWN_TRIES = 60.0, 60  # seconds, times: an hour, for a deploy may be under way
+
+
+class Upkeep:
+    """Looks after the deliveries of one database, now and then."""
+
+    def __init__(self, app: Celery, using: str) -> None:
+        """Begin carefully: while there was no relay, there may have been no database either."""
+        self.app, self.using = app, using
+        self._probes = Probes(app, using)
+        self._next = {self.expire: 0.0, self._probes.work: 0.0, self.purge: 0.0}
+        self._every = {self.expire: EXPIRE_EVERY, self._probes.work: PROBE_EVERY, self.purge: PURGE_EVERY}
+        self.be_careful()
+
+    def work(self) -> None:
+        """Do what its time has come for.
+
+        Raises:
+            django.db.Error: when the database does not answer.
+        """
+        now = time.monotonic()
+        for act in [act for act, at in self._next.items() if at <= now]:
+            self._next[act] = now + self._every[act]
+            act()
+
+    def be_careful(self) -> None:
+        """End no run for a whole lease: the database was away, and living workers could not renew theirs."""
+        self._next[self.expire] = time.monotonic() + conf.get().LEASE
+
+    def expire(self) -> None:
+        """Let runs whose worker is dead begin again, or give up on a receiver that kills its workers."""
+        again, spent = deliveries(self.using).expire(BATCH)
+        if again:
+            logger.warning("%d receivers in %r run again: their workers ended without a word.", again, self.using)
+        for row in spent:
+            error = WorkerLost(
+                f"{row.receiver}: the workers of {CRASH_BUDGET} runs ended without a word, as they do when a receiver "
+                "exhausts the memory, is killed by a time limit, or ends the process."
+            )
+            fence = {"pk": row.pk, "token": row.token, "state": State.RUNNING, "due_at__lte": In(0)}
+            self._give_up(row, fence, error, crashes=CRASH_BUDGET)
+
+    def unknown(self, claim: int, rows: Sequence[Any]) -> None:
+        """Wait for a process that has the task; after an hour, give up."""
+        waiting = [row.pk for row in rows if row.reruns < UNKNOWN_TRIES]
+        deliveries(self.using).release(claim, waiting, UNKNOWN_WAIT, counted=True)
+        for row in rows:
+            if row.reruns < UNKNOWN_TRIES:
+                logger.warning("No task %r is known here; delivery %s waits for one.", row.receiver, row.pk)
+                continue
+            error = UnknownReceiver(
+                f"For an hour no relay knew the task {row.receiver!r}. If it was renamed, give the new one "
+                f"former_names=[{row.receiver!r}] and retry; if it was removed, discard."
+            )
+            self._give_up(row, {"pk": row.pk, "claim": claim, "state": State.READY}, error)
+
+    def _give_up(self, row: Any, fence: dict[str, Any], error: Exception, **counts: Any) -> None:
+        task = self.app.tasks.get(row.receiver)
+        name = str(task.name) if task is not None else None
+        give_up(deliveries(self.using).filter(**fence), row, error, _event_of(row), task=name, **counts)
+
+    def purge(self) -> None:
+        """Delete and erase in small steps."""
+        if purged := deliveries(self.using).purge(BATCH):
+            logger.info("Purged %d deliveries in %r.", purged, self.using)
+            self._next[self.purge] = 0.0
+
+
+def _event_of(row: Any) -> Event | None:
+    try:
+        return parse(row.payload).event
+    except DecodeError:
+        return None

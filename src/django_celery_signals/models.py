@@ -1,0 +1,71 @@
+"""The tables: one row for each event and receiver, and one for each queue that is being probed."""
+
+from __future__ import annotations
+
+from django.db import models
+from django.db.models import Q
+
+from .durable.clock import PartialIndex
+from .durable.deliveries import DeliveryQuerySet, State
+
+
+class Delivery(models.Model):
+    """One event on its way to one receiver, from the sender's commit until the receiver has succeeded.
+
+    The database keeps the times by its own clock. Nothing but the verbs of :class:`DeliveryQuerySet` and the worker's
+    hold on a row writes here; no signal is sent for it.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    event_id = models.CharField(max_length=36)  # the same at every attempt
+    receiver = models.CharField(max_length=255)  # name of the task
+    signal = models.CharField(max_length=255)  # "module:name"; empty for a signal that no module holds
+    summary = models.CharField(max_length=255)  # "post_save shop.Order pk=5 created": never a field's value
+    queue = models.CharField(max_length=255)  # where it was published last; empty where the route names none
+    key = models.CharField(max_length=255, null=True)
+    slot = models.CharField(max_length=64, null=True, unique=True)
+    state = models.PositiveSmallIntegerField(choices=State.choices)
+    due_at = models.DateTimeField(null=True)  # when the relay must look; null: it need not
+    sent_at = models.DateTimeField(null=True)  # when the last publication began
+    token = models.BigIntegerField()  # the fence: what a message must know to open the row; each opening changes it
+    claim = models.BigIntegerField(null=True)  # the relay's fence: which batch has it
+    attempts = models.PositiveIntegerField(default=0)  # runs that failed and counted
+    crashes = models.PositiveIntegerField(default=0)  # runs of which the worker never said how they ended
+    reruns = models.PositiveIntegerField(default=0)  # what was tried again without counting: outages, deadlocks
+    sends = models.PositiveIntegerField(default=0)  # publications since the last run
+    options = models.JSONField(default=dict)  # of apply_async, and what is asked of this delivery
+    payload = models.TextField(null=True)
+    created_at = models.DateTimeField()
+    finished_at = models.DateTimeField(null=True)
+    error_type = models.CharField(max_length=255, null=True)
+    error_message = models.TextField(null=True)
+    traceback = models.TextField(null=True)
+    fingerprint = models.CharField(max_length=255, null=True)
+
+    objects = DeliveryQuerySet.as_manager()
+
+    class Meta:
+        verbose_name_plural = "deliveries"
+        indexes = [
+            PartialIndex("due_at", "id", name="dcs_delivery_due", where=Q(due_at__isnull=False)),
+            PartialIndex("queue", "sent_at", name="dcs_delivery_sent", where=Q(state=State.SENT)),
+            PartialIndex("key", "id", name="dcs_delivery_key", where=Q(key__isnull=False)),
+            PartialIndex("receiver", "id", name="dcs_delivery_failed", where=Q(state=State.FAILED)),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.summary} -> {self.receiver} ({State(self.state).label})"
+
+
+class QueueProbe(models.Model):
+    """What is known of a queue: whatever was sent before a probe that a worker has seen has reached a worker, too."""
+
+    queue = models.CharField(max_length=255, primary_key=True)
+    token = models.BigIntegerField()  # what a probe must know to be believed
+    probed_at = models.DateTimeField(null=True)  # when the last probe was published
+    seen = models.DateTimeField(null=True)  # when the last probe that arrived was published
+    seen_at = models.DateTimeField(null=True)  # when it arrived
+    swept = models.DateTimeField(null=True)  # the last ``seen`` that was acted on
+
+    def __str__(self) -> str:
+        return self.queue
