@@ -19,7 +19,7 @@ help: ## List the targets
 test: $(VENV)/.installed-test ## Run the tests (PYTEST_ARGS="-k codec" and so on)
 	PYTHONDEVMODE=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-demo: $(VENV)/.installed-example ## Run the example with a real worker (DEMO_ARGS, DATABASE_URL, BROKER_URL)
+demo: $(VENV)/.installed-example ## Run the example, and kill its worker in the middle (DEMO_ARGS, DATABASE_URL, BROKER_URL)
 	$(BIN)/python example/demo.py $(DEMO_ARGS)
 
 lint: $(VENV)/.installed-lint ## Check style, format and types

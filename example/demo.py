@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Play a week of real flights into a Django site whose signals a Celery worker receives; kill it; check every number."""
+"""Play real flights into a Django site, kill the Celery worker that receives its signals, and check every number."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import django
 from harness import environment
 
 EPILOG = """\
-In the middle the worker is killed with SIGKILL, with all that it was running and all messages that it had taken; another
-one is started. Nothing else helps it.
+In the middle the worker is killed with SIGKILL, and with it what it was running and the messages that it had taken. A
+new one is started; nothing else is done about it.
 
 the last line:
   demo: saved=... sent=... received=... failed=0 duplicates=0 lost=0 mismatches=0
@@ -54,7 +54,13 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--flights", type=positive, metavar="N", help="load only the first N of the 6,101 flights")
+    parser.add_argument(
+        "--flights",
+        type=positive,
+        metavar="N",
+        default=1000,
+        help="how many of the week's 6,101 flights to load (default: %(default)s)",
+    )
     parser.add_argument("--serve", action="store_true", help="keep the site and its worker up afterwards, until Ctrl-C")
     parser.add_argument("--port", type=int, default=8000, help="of the site on 127.0.0.1 (default: %(default)s)")
     return parser.parse_args()

@@ -53,6 +53,11 @@ class Crashes:
         """Return as soon as processes have crashed at these places."""
         wait_until(lambda: set(places) <= self.happened().keys(), timeout=timeout, what=f"crashes {', '.join(places)}")
 
+    def resume(self) -> None:
+        """Let go on what has stopped."""
+        for pid in self.happened().values():
+            os.kill(pid, signal.SIGCONT)
+
 
 def reached(point: str, held: Held | None = None) -> None:
     """Crash, if the plan says so and nobody has crashed here before.

@@ -9,12 +9,14 @@ import os
 import signal
 from typing import Any
 
+from celery.signals import task_postrun
 from django.db.models.signals import post_save
 
 from django_celery_signals import breaker, connect
 from django_celery_signals.durable import deliveries, lease, probe, relay, upkeep
 from tests import crashing, durable_tasks
 from tests.project.celery import app
+from tests.reports import report
 from tests.scene import REAL_PAUSES
 from tests.shop.models import Customer, RushOrder
 
@@ -47,12 +49,18 @@ def _reach_saved(**_: Any) -> None:
     crashing.reached("saved")
 
 
-def run_relay(using: str) -> None:
+def run_relay(using: str, batch: str) -> None:
     """Relay until SIGTERM."""
-    running = relay.Relay(app=app, databases=[using])
+    running = relay.Relay(app=app, databases=[using], batch_size=int(batch))
     signal.signal(signal.SIGTERM, lambda *_: running.stop())
     print("relaying", flush=True)  # noqa: T201 - the test waits for it
     running.run()
+
+
+@task_postrun.connect
+def tell_end(state: str, **_: Any) -> None:
+    """Report how Celery sees the end of a task."""
+    report("ended", pid=os.getpid(), state=state)
 
 
 def main(role: str, *arguments: str) -> None:

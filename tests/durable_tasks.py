@@ -5,6 +5,7 @@ The tests connect them, and count the rows: a person is an effect, a tag is what
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -28,8 +29,10 @@ placed = Signal()
 
 def _leave(name: str, using: str, event: Event) -> None:
     task = event.receiver.rpartition(".")[2]
-    Person.objects.using(using).create(name=f"{task} {name}")
-    report(task, name=name, id=event.id, mine=event.still_mine())
+    Person.objects.using(using).create(name=f"{task} {name}"[:50])
+    known = current_task.request.hold.known
+    facts = {"charged": known.attempts + known.crashes, "reruns": known.reruns, "mine": event.still_mine()}
+    report(task, name=name, id=event.id, pid=os.getpid(), **facts)
     reached("in the body", current_task.request.hold)
 
 
@@ -52,6 +55,12 @@ def late(name: str, using: str, event: Event) -> None:
 
 
 @shared_task(base=ReceiverTask, guarantee="durable")
+def quickly(name: str, using: str) -> None:
+    """Leave an effect, and do nothing else: there are thousands."""
+    Person.objects.using(using).create(name=f"quickly {name}")
+
+
+@shared_task(base=ReceiverTask, guarantee="durable")
 def follow_order(instance: RushOrder, using: str, event: Event) -> None:
     """Leave an effect of a saved order."""
     _leave("rush", using, event)
@@ -60,32 +69,28 @@ def follow_order(instance: RushOrder, using: str, event: Event) -> None:
 @shared_task(base=ReceiverTask, guarantee="durable")
 def stay_inside(name: str, using: str, event: Event) -> None:
     """Work until a file is there, in the transaction that completes the delivery."""
-    _leave("", using, event)
-    _stay(name)
+    _leave(name, using, event)
+    wait_until(Path(name).exists, timeout=60, what=name)
     Person.objects.using(using).first()
 
 
 @shared_task(base=ReceiverTask, guarantee="durable", atomic=False)
 def stay_outside(name: str, using: str, event: Event) -> None:
-    """Work until a file is there, and commit at once."""
-    _leave("", using, event)
-    _stay(name)
-
-
-def _stay(name: str) -> None:
+    """Work until a file is there, without a transaction."""
+    _leave(name, using, event)
     wait_until(Path(name).exists, timeout=60, what=name)
 
 
 @shared_task(base=ReceiverTask, guarantee="durable")
 def take_long_inside(name: str, using: str, event: Event) -> None:
-    """Take longer than three leases, in one transaction."""
+    """Work for so many seconds, in the transaction that completes the delivery."""
     _leave(name, using, event)
     time.sleep(float(name))
 
 
 @shared_task(base=ReceiverTask, guarantee="durable", atomic=False)
 def take_long_outside(name: str, using: str, event: Event) -> None:
-    """Take longer than three leases, without a transaction."""
+    """Work for so many seconds, without a transaction."""
     _leave(name, using, event)
     time.sleep(float(name))
 

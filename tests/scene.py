@@ -32,6 +32,9 @@ class Scene:
     processes: Processes
     folder: Path
     ports: dict[str, int] = field(default_factory=dict)  # of peers in front of databases, by alias
+    sqlite_timeout: float = 20  # seconds
+    apps: list[str] = field(default_factory=list)  # further ones
+    keep: int = 0  # seconds for which processes keep a connection; 0: it is closed after each task
     celery: dict[str, Any] = field(default_factory=dict)  # further settings of Celery's
 
     @property
@@ -43,14 +46,21 @@ class Scene:
         """Plan crashes."""
         return Crashes(folder=self.folder / "crashes", points=points, **options)
 
-    def environment(self, crashes: Crashes | None, **settings: Any) -> dict[str, str]:
+    def environment(self, crashes: Crashes | None = None, **settings: Any) -> dict[str, str]:
         """Return the environment of a process.
 
         Args:
             crashes: the plan, if it is to crash.
             settings: of the library.
         """
-        given = {"settings": settings, "ports": self.ports}
+        given = {
+            "settings": settings,
+            "apps": self.apps,
+            "alias": self.alias,
+            "ports": self.ports,
+            "sqlite_timeout": self.sqlite_timeout,
+            "keep": self.keep,
+        }
         return {
             **environment(self.broker, self.celery),
             **self.reports.environment,
@@ -63,9 +73,9 @@ class Scene:
         """Start a process that sends one event for each name, and ends."""
         return self._start(role, self.alias, *names, env=self.environment(crashes))
 
-    def relay(self, crashes: Crashes | None = None) -> Process:
+    def relay(self, crashes: Crashes | None = None, *, batch: int = 500) -> Process:
         """Start a relay."""
-        return self._start("relay", self.alias, env=self.environment(crashes), ready="relaying")
+        return self._start("relay", self.alias, str(batch), env=self.environment(crashes), ready="relaying")
 
     def _start(self, role: str, *arguments: str, **options: Any) -> Process:
         return self.processes.start("python", "-c", BEGIN, role, *arguments, name=role, **options)

@@ -1,8 +1,8 @@
 """Flights and tags, which people edit; and statistics, alerts and a search index, which only receivers write.
 
-A receiver's work is committed exactly once for each event, but perhaps late, and in another order than was sent. So what
-it writes never depends on the event alone: it locks the row it is going to write, reads the flight as it is now, and
-writes what follows.
+A receiver's work is committed exactly once for each event, but perhaps late, and in another order than they were sent.
+So what it writes never depends on the event alone: it locks the row it is going to write, reads the flight as it is
+now, and writes what follows.
 """
 
 from __future__ import annotations

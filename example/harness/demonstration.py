@@ -32,7 +32,7 @@ SHOWN = 10  # mismatches
 class Options:
     """What the command line says."""
 
-    flights: int | None  # how many to load; None: all
+    flights: int  # how many to load
     serve: bool  # keep the site up afterwards
     port: int  # of the site
 
@@ -77,8 +77,8 @@ def worker(home: Path, number: int) -> processes.Child:
 class Played:
     """The week, played in this process, as a web process would: it sends, and runs no receiver itself."""
 
-    def __init__(self, limit: int | None, tally: Tally) -> None:
-        """Read the rows of the week, or the first of them."""
+    def __init__(self, limit: int, tally: Tally) -> None:
+        """Read the first rows of the week."""
         self.rows, self.tally = week.read(limit), tally
         week.prepare(self.rows)
         self._week = week.Week(self.rows)
@@ -96,7 +96,10 @@ class Played:
 
 
 def kill(worker: processes.Child) -> None:
-    """Kill the worker without a warning, and say what it leaves behind."""
+    """Kill the worker without a warning, once it has begun to work, and say what it leaves behind."""
+    while not Receipt.objects.exists():
+        worker.check()
+        time.sleep(POLL)
     worker.kill()
     states = Counter(open_deliveries().values_list("state", flat=True))
     print(

@@ -25,8 +25,8 @@ class ChangedMind(Exception):
     """Raised to roll a transaction back."""
 
 
-def read(limit: int | None) -> list[Row]:
-    """Return the rows of the week, or the first of them."""
+def read(limit: int) -> list[Row]:
+    """Return the first rows of the week."""
     with gzip.open(FLIGHTS, "rt", newline="") as file:
         return list(islice(csv.DictReader(file), limit))
 

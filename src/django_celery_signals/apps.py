@@ -6,6 +6,7 @@ from django.apps import AppConfig
 from django.utils.module_loading import autodiscover_modules
 
 from . import conf
+from .checks import register_checks
 from .durable.embedded import embed
 
 
@@ -23,6 +24,7 @@ class DjangoCelerySignalsConfig(AppConfig):
 
     def ready(self) -> None:
         """Import the modules, and let workers run the relay; an error in one of them is raised."""
+        register_checks()
         embed()
         for module in conf.get().AUTODISCOVER:
             autodiscover_modules(module)

@@ -18,7 +18,16 @@ from django.core.signals import got_request_exception
 from django.db import DEFAULT_DB_ALIAS, connections, router
 from django.db.backends.signals import connection_created
 from django.db.models import Model
-from django.db.models.signals import class_prepared, post_delete, post_init, pre_delete, pre_init, pre_save
+from django.db.models.signals import (
+    class_prepared,
+    post_delete,
+    post_init,
+    post_migrate,
+    pre_delete,
+    pre_init,
+    pre_migrate,
+    pre_save,
+)
 from django.dispatch import Signal
 
 from . import conf, names
@@ -26,13 +35,13 @@ from .broker import is_fallback, project_app
 from .codec.instances import as_instance
 from .dispatch import AUDIT, dispatch
 from .durable.saving import mind_the_gap
-from .envelope import Sending, summarise, write
-from .exceptions import ConnectError, LoopDetected
-from .handover import lose
+from .envelope import Sending, write
+from .exceptions import ConnectError
 from .options import SendingOptions, lets_through, merged
 from .signals import LIFECYCLE
 
 SNAPSHOT_SIGNALS = (pre_save, pre_delete, post_delete)  # when they arrive the row is not there, not yet or no more
+MIGRATION_SIGNALS = (pre_migrate, post_migrate)  # are sent while there is no table for deliveries yet, or no more
 AUDIT_SIGNALS = (user_login_failed, got_request_exception)  # must survive the rollback that often goes with them
 
 _NOT_ASYNCHRONOUS: dict[Signal, str] = {
@@ -161,23 +170,25 @@ def send(target: Target, own: SendingOptions, kwargs: dict[str, Any]) -> None:
 
 
 def _send(app: Celery, target: Target, options: SendingOptions, sending: Sending) -> None:
-    try:
-        envelope = write(
-            sending,
-            target.name,
-            using=alias_of(sending),
-            changed=options.changed,
-            snapshot=options.instance == "snapshot" or sending.signal in SNAPSHOT_SIGNALS,
-            users_too=options.instance == "snapshot",
-        )
-    except LoopDetected as error:
-        signal_name = names.signal_name(sending.signal)
-        lose(target.name, signal_name, summarise(sending, signal_name), error)
-        return
-    guarantee = options.guarantee or (AUDIT if sending.signal in AUDIT_SIGNALS else conf.default_guarantee())
+    envelope = write(
+        sending,
+        target.name,
+        using=alias_of(sending),
+        changed=options.changed,
+        snapshot=options.instance == "snapshot" or sending.signal in SNAPSHOT_SIGNALS,
+        users_too=options.instance == "snapshot",
+    )
+    guarantee = options.guarantee or _default_guarantee(sending.signal)
     if guarantee == "durable":
         mind_the_gap(target.name, sending.signal, sending.sender, envelope.event.using)
     dispatch(app, envelope, guarantee, _of_apply_async(options))
+
+
+def _default_guarantee(signal: Signal) -> str:
+    if signal in AUDIT_SIGNALS:
+        return AUDIT
+    default = conf.default_guarantee()
+    return "on_commit" if default == "durable" and signal in MIGRATION_SIGNALS else default
 
 
 def each_signal(signal: Any) -> list[Signal]:
@@ -223,14 +234,19 @@ def alias_of(sending: Sending) -> str:
         return using
     main = as_instance(sending.kwargs.get("instance"))
     if main is not None and main._state.db:
-        return str(main._state.db)
+        return _written_to(main)
     instances = map(as_instance, (sending.sender, *sending.kwargs.values()))
-    aliases = {instance._state.db for instance in instances if instance is not None and instance._state.db}
+    aliases = {_written_to(instance) for instance in instances if instance is not None and instance._state.db}
     if len(aliases) == 1:
-        return str(aliases.pop())
+        return aliases.pop()
     if isinstance(sending.sender, type) and issubclass(sending.sender, Model) and not sending.sender._meta.abstract:
         return str(router.db_for_write(sending.sender))
     return DEFAULT_DB_ALIAS
+
+
+def _written_to(instance: Model) -> str:
+    """Return where an instance would be saved: it may have been read from a replica."""
+    return str(router.db_for_write(type(instance), instance=instance))
 
 
 def _is_internal(sending: Sending) -> bool:

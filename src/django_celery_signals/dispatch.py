@@ -8,12 +8,13 @@ from typing import Any
 
 from celery import Celery
 from django.db import connections, transaction
-from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .durable.outbox import insert, publish_or_leave, takes_the_fast_path
+from .durable.saving import autocommits
 from .envelope import Envelope
-from .exceptions import PublishError
-from .handover import Hook, Message, Patience, lost, patience_of, publish, publish_or_lose, told
+from .event import check_depth
+from .exceptions import LoopDetected, PublishError
+from .handover import Hook, Message, Patience, lose, lost, patience_of, publish, publish_or_lose, told
 from .wire import seal
 
 AUDIT = "audit"  # the guarantee of signals that must survive a rollback, when none was asked for
@@ -32,7 +33,7 @@ def dispatch(app: Celery, envelope: Envelope, guarantee: str, options: dict[str,
         PublishError: under ``"immediate"``, when the broker does not take the message.
         django.db.Error: under ``"durable"``, when the database does not take the row.
     """
-    options = {**_lineage(app, app.tasks.get(envelope.event.receiver)), **_absolute(options)}
+    options = {**_lineage(app, app.tasks.get(envelope.event.receiver)), **_absolute(app, options)}
     GUARANTEES[guarantee](app, envelope, options)
 
 
@@ -40,7 +41,7 @@ def durable(app: Celery, envelope: Envelope, options: dict[str, Any]) -> None:
     """Write a row in the sending's transaction; after its commit publish, and leave what fails to the relay."""
     using, receiver = envelope.event.using, envelope.event.receiver
     connection = connections[using]
-    options = _absolute({"expires": getattr(app.tasks.get(receiver), "expires", None), **options})
+    options = _absolute(app, {"expires": getattr(app.tasks.get(receiver), "expires", None), **options})
     patience = patience_of(connection, publish_or_leave) or Patience(free=0)
     fast = takes_the_fast_path(app, receiver, options, connection, patience)
     message = insert(app, envelope, options, sent=fast)
@@ -56,6 +57,8 @@ def durable(app: Celery, envelope: Envelope, options: dict[str, Any]) -> None:
 
 def on_commit(app: Celery, envelope: Envelope, options: dict[str, Any]) -> None:
     """Publish after the outermost commit of the sending's database; nothing on rollback, never an error."""
+    if _refuses(envelope):
+        return
     using, message = envelope.event.using, _message(app, envelope, options)
     connection = connections[using]
     if connection.in_atomic_block:
@@ -74,6 +77,8 @@ def on_commit(app: Celery, envelope: Envelope, options: dict[str, Any]) -> None:
 
 def immediate(app: Celery, envelope: Envelope, options: dict[str, Any]) -> None:
     """Publish now, inside whatever transaction there is: it may be a ghost, and it raises when the broker is away."""
+    if _refuses(envelope):
+        return
     message = _message(app, envelope, options)
     try:
         with told(message):
@@ -85,7 +90,8 @@ def immediate(app: Celery, envelope: Envelope, options: dict[str, Any]) -> None:
 
 def audit(app: Celery, envelope: Envelope, options: dict[str, Any]) -> None:
     """Publish now, for it must survive a rollback, but never raise into what is failing already."""
-    publish_or_lose(_message(app, envelope, options))
+    if not _refuses(envelope):
+        publish_or_lose(_message(app, envelope, options))
 
 
 GUARANTEES: dict[str, Callable[[Celery, Envelope, dict[str, Any]], None]] = {
@@ -94,6 +100,17 @@ GUARANTEES: dict[str, Callable[[Celery, Envelope, dict[str, Any]], None]] = {
     "immediate": immediate,
     AUDIT: audit,
 }
+
+
+def _refuses(envelope: Envelope) -> bool:
+    """End a chain of receivers that have caused one another too often; a durable one ends in its row, as failed."""
+    event = envelope.event
+    try:
+        check_depth(event)
+    except LoopDetected as error:
+        lose(event.receiver, event.signal_name, envelope.summary, error, event_id=event.id)
+        return True
+    return False
 
 
 def _message(app: Celery, envelope: Envelope, options: dict[str, Any]) -> Message:
@@ -110,14 +127,11 @@ def _message(app: Celery, envelope: Envelope, options: dict[str, Any]) -> Messag
     )
 
 
-def autocommits(connection: BaseDatabaseWrapper) -> bool:
-    """Tell it without asking the database: that would open a connection, and a coroutine must not."""
-    return bool(connection.settings_dict["AUTOCOMMIT"] if connection.connection is None else connection.autocommit)
-
-
-def _absolute(options: dict[str, Any]) -> dict[str, Any]:
+def _absolute(app: Celery, options: dict[str, Any]) -> dict[str, Any]:
     """Fix a relative expiry at the sending: a late commit or a retry must not start it anew."""
     expires = options.get("expires")
+    if isinstance(expires, datetime) and expires.tzinfo is None:  # in Celery's zone, to Celery
+        return {**options, "expires": expires.replace(tzinfo=app.timezone)}
     if isinstance(expires, (int, float)):
         expires = timedelta(seconds=expires)
     return {**options, "expires": datetime.now(UTC) + expires} if isinstance(expires, timedelta) else options

@@ -77,7 +77,6 @@ def write(
 
     Raises:
         EncodeError: under ``STRICT``, for an argument that cannot be carried.
-        LoopDetected: when more than ``MAX_DEPTH`` receivers have caused one another.
     """
     signal_names = names.signal_names(sending.signal)
     signal_name = next(iter(signal_names), "")

@@ -59,22 +59,10 @@ def running(event: Event) -> Iterator[None]:
 
 
 def new_event(receiver: str, signal_name: str, summary: str, using: str) -> Event:
-    """Return the event of a sending, linked to the event whose receiver is sending it.
-
-    Raises:
-        LoopDetected: when more than ``MAX_DEPTH`` receivers have caused one another.
-    """
+    """Return the event of a sending, linked to the event whose receiver is sending it."""
     parent = current_event()
     own_id = str(uuid.uuid4())
     chain = (*(parent.chain if parent else ()), f"{summary} -> {receiver}")
-    limit = conf.get().MAX_DEPTH
-    if len(chain) > limit + 1:
-        steps = "\n  ".join(chain)
-        raise LoopDetected(
-            f"Receivers have caused one another {len(chain) - 1} times, more than MAX_DEPTH = {limit}:\n  {steps}\n"
-            "Let the receiver write with QuerySet.update(), which sends nothing, or narrow it with changed= or when=; "
-            "raise MAX_DEPTH if a chain this long is meant."
-        )
     return Event(
         id=own_id,
         signal_name=signal_name,
@@ -87,3 +75,19 @@ def new_event(receiver: str, signal_name: str, summary: str, using: str) -> Even
         parent_id=parent.id if parent else None,
         chain=chain,
     )
+
+
+def check_depth(event: Event) -> None:
+    """Refuse an event that is the last of a chain too long to be meant.
+
+    Raises:
+        LoopDetected: when more than ``MAX_DEPTH`` receivers have caused one another, printing the chain.
+    """
+    limit = conf.get().MAX_DEPTH
+    if event.depth > limit:
+        steps = "\n  ".join(event.chain)
+        raise LoopDetected(
+            f"Receivers have caused one another {event.depth} times, more than MAX_DEPTH = {limit}:\n  {steps}\n"
+            "Let the receiver write with QuerySet.update(), which sends nothing, or narrow it with changed= or when=; "
+            "raise MAX_DEPTH if a chain this long is meant."
+        )

@@ -23,8 +23,17 @@ from .carried import Carried
 from .durable.hold import Held, opened
 from .durable.reference import read
 from .envelope import Envelope, Reader
-from .event import Event, running
-from .exceptions import DecodeError, Discard, Fail, InstanceMissing, ReceiverFailed, RetryAfter, UnknownVersion
+from .event import Event, check_depth, running
+from .exceptions import (
+    DecodeError,
+    Discard,
+    Fail,
+    InstanceMissing,
+    LoopDetected,
+    ReceiverFailed,
+    RetryAfter,
+    UnknownVersion,
+)
 from .parameters import parameters
 from .signals import receiver_started, receiver_succeeded, tell
 
@@ -90,13 +99,17 @@ def _open(task: Any, carried: Any) -> Hold | None:
 
 
 def _envelope(hold: Hold) -> Envelope:
-    """Read the envelope; settle it here when that cannot be done."""
+    """Read the envelope; settle it here when that cannot be done, or when it is the last of an endless chain."""
     try:
-        return hold.envelope()
+        envelope = hold.envelope()
+        check_depth(envelope.event)
+        return envelope
     except UnknownVersion as error:
         outcome = hold.again(None, error, UNKNOWN_VERSION_WAIT, UNKNOWN_VERSION_TRIES)
     except DecodeError as error:
         outcome = hold.fail(None, error)
+    except LoopDetected as error:
+        outcome = hold.fail(envelope.event, error)
     raise outcome
 
 

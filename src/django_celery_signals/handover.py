@@ -155,7 +155,7 @@ def lost(message: Message, error: BaseException) -> None:
     lose(message.receiver, message.signal_name, message.summary, error, event_id=message.event_id)
 
 
-def lose(receiver: str, signal_name: str, summary: str, error: BaseException, *, event_id: str | None = None) -> None:
+def lose(receiver: str, signal_name: str, summary: str, error: BaseException, *, event_id: str) -> None:
     """Log, count and tell that an event will not arrive.
 
     Args:
@@ -163,9 +163,9 @@ def lose(receiver: str, signal_name: str, summary: str, error: BaseException, *,
         signal_name: of what was sent.
         summary: what was sent, in words.
         error: the reason.
-        event_id: unless the event was refused before it had one.
+        event_id: of the event.
     """
-    logger.error("Event lost: %s will not get %r (event %s): %s", receiver, summary, event_id or "without id", error)
+    logger.error("Event lost: %s will not get %r (event %s): %s", receiver, summary, event_id, error)
     _count("lost")
     tell(event_lost, receiver, event_id=event_id, signal_name=signal_name, summary=summary, error=error)
 

@@ -26,7 +26,7 @@ def most_retries(task: Any) -> int | None:
 
 def _says(task: Any, option: str) -> bool:
     """Tell an option that was given from Celery's default, of the same value."""
-    return any(option in vars(cls) for cls in type(task).__mro__ if cls is not Task and issubclass(cls, Task)) or (
+    return any(option in vars(cls) for cls in task.__class__.__mro__ if cls is not Task and issubclass(cls, Task)) or (
         option in vars(task)
     )
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from django_celery_signals import connect
+from django_celery_signals.durable.deliveries import deliveries
 from tests import crashing
 from tests.brokers import Broker
 from tests.durable_tasks import connected_to, effects, inside, late, outside, place, wait_until_done
-from tests.processes import Processes
+from tests.processes import Process, Processes
 from tests.scene import Scene, each_pair
 from tests.shop.models import Order, Tag
+from tests.waiting import wait_until
 
 DATABASES = ("default", "postgres", "mariadb")
 EVERYWHERE = list(product(DATABASES, ("redis", "rabbitmq")))
@@ -41,10 +42,213 @@ def test_sender(scene: Scene) -> None:
     codes = [sender.wait() for sender in senders]
     assert [-signal.SIGKILL] * len(senders) == codes
 
-    scene.worker(EMBED_RELAY=True)
+    worker = scene.worker(EMBED_RELAY=True)
     wait_until_done(scene.alias)
 
     names = ["committed", "handed over"]
     assert {f"inside {name}": 1 for name in names} == effects(scene.alias)
     assert names == list(Tag.objects.using(scene.alias).order_by("name").values_list("name", flat=True))
     assert not Order.objects.using(scene.alias).exists()
+    worker.kill()
+
+
+def ends(scene: Scene) -> dict[int, str]:
+    """Return how Celery saw the end of each process's last task."""
+    return {report["pid"]: report["state"] for report in scene.reports.of("ended")}
+
+
+def bodies(scene: Scene) -> list[dict[str, Any]]:
+    """Return what the receivers have reported, in and outside of a transaction."""
+    return [report for name in ("inside", "outside") for report in scene.reports.of(name)]
+
+
+def retire(worker: Process) -> None:
+    """Let a worker wait for what it runs, and take no message from another one."""
+    worker.popen.terminate()
+    worker.wait_for("Warm shutdown")
+
+
+@pytest.mark.usefixtures("by_relay")
+@each_pair(*EVERYWHERE)
+def test_relay(scene: Scene) -> None:
+    """A relay killed at any place loses nothing, and what another one repeats runs once."""
+    worker = scene.worker()
+
+    with connected_to(inside):
+        for point in crashing.RELAY:
+            relay = scene.relay(scene.crashes(point))
+            place(scene.alias, [point, f"{point} too"])
+            assert -signal.SIGKILL == relay.wait()
+
+    relay = scene.relay()
+    wait_until_done(scene.alias)
+    assert {f"inside {point}{too}": 1 for point in crashing.RELAY for too in ("", " too")} == effects(scene.alias)
+    worker.kill()
+    relay.kill()
+
+
+# How often each receiver leaves its effect when it is killed once. Without a transaction: again after a kill.
+EFFECTS = {
+    **{f"inside {point}": 1 for point in crashing.WORKER},
+    **{f"late {point}": 1 for point in crashing.WORKER},
+    **{f"outside {point}": 1 for point in crashing.WORKER},
+    "outside in the body": 2,
+    "outside after the body": 2,
+}
+
+
+@each_pair(*EVERYWHERE)
+def test_child_of_a_worker(scene: Scene) -> None:
+    """A process of a pool killed at any place runs its event again; database effects of a transaction happen once."""
+    crashes = scene.crashes(*crashing.WORKER)
+    worker = scene.worker(crashes, pool="prefork", concurrency=3, EMBED_RELAY=True)
+
+    with connected_to(inside, outside, late):
+        place(scene.alias, crashing.WORKER)
+
+    wait_until_done(scene.alias)
+    assert EFFECTS == effects(scene.alias)
+    assert EFFECTS.keys() == crashes.happened().keys()
+    assert worker.pid not in crashes.happened().values()
+    worker.kill()
+
+
+@each_pair(*ROTATED)
+def test_worker(scene: Scene) -> None:
+    """A whole worker killed at any place, and started again, runs its events again, and effects happen once (H47)."""
+    crashes = scene.crashes(*crashing.WORKER)
+    with connected_to(inside, outside, late):
+        place(scene.alias, crashing.WORKER)
+
+    for number in range(len(EFFECTS)):
+        worker = scene.worker(crashes, EMBED_RELAY=True)
+        assert -signal.SIGKILL == worker.wait()
+        assert number + 1 == len(crashes.happened())
+
+    worker = scene.worker(crashes, EMBED_RELAY=True)
+    wait_until_done(scene.alias)
+    assert EFFECTS == effects(scene.alias)
+    worker.kill()
+
+
+# What a process that was stopped has left undone is done by others. Alone of these, "completed" waits for its commit.
+STOPPED = {f"{task} {point}": "IGNORED" for task in ("inside", "outside") for point in crashing.WORKER}
+STOPPED |= {place: "SUCCESS" for place in STOPPED if place.endswith(("completed", "over"))}
+EFFECTS_OF_STOPPED = {**{place: EFFECTS[place] for place in STOPPED}, "outside opened": 2}
+
+
+@each_pair(("postgres", "rabbitmq"), ("mariadb", "redis"))
+def test_stopped_worker(scene: Scene) -> None:
+    """What a worker has open that is stopped for longer than a lease is done by another; the first one's work is
+    rolled back when it goes on, and it can tell that the event is no longer its own."""
+    crashes = scene.crashes(*crashing.WORKER, by=signal.SIGSTOP)
+    worker = scene.worker(crashes, pool="prefork", concurrency=len(STOPPED))
+    with connected_to(inside, outside):
+        place(scene.alias, crashing.WORKER)
+    crashes.wait_for(*STOPPED)
+    retire(worker)
+
+    another = scene.worker(EMBED_RELAY=True)
+    wait_until(lambda: effects(scene.alias).keys() == STOPPED.keys() - {"inside completed"}, what="the other worker")
+    assert {True} == {report["mine"] for report in bodies(scene)}
+    crashes.resume()
+    pids = crashes.happened()
+    wait_until(lambda: set(pids.values()) <= ends(scene).keys(), what="the end of what was stopped")
+
+    assert STOPPED == {place: ends(scene)[pid] for place, pid in pids.items()}
+    assert ["opened", "opened"] == [report["name"] for report in bodies(scene) if not report["mine"]]
+    assert EFFECTS_OF_STOPPED == effects(scene.alias)
+    assert not deliveries(scene.alias).exists()
+    worker.kill()
+    another.kill()
+
+
+@each_pair(("default", "filesystem"))
+def test_stopped_worker_with_the_lock_of_sqlite(scene: Scene) -> None:
+    """Where a stopped transaction keeps everyone else from writing, nobody takes its event over, and it completes."""
+    crashes = scene.crashes("in the body", by=signal.SIGSTOP)
+    scene.sqlite_timeout = 0.5
+    worker = scene.worker(crashes)
+    with connected_to(inside):
+        place(scene.alias, ["in the body"])
+    crashes.wait_for("inside in the body")
+
+    another = scene.worker(EMBED_RELAY=True)
+    another.wait_for("locked")
+    crashes.resume()
+
+    wait_until_done(scene.alias)
+    assert {"inside in the body": 1} == effects(scene.alias)
+    assert "SUCCESS" == ends(scene)[worker.pid]
+    worker.kill()
+    another.kill()
+
+
+@each_pair(("default", "filesystem"))
+def test_stopped_worker_without_a_lock(scene: Scene) -> None:
+    """On SQLite, too, another worker takes over what one has open that is stopped, and the first one rolls back."""
+    places = [f"{task} opened" for task in ("inside", "outside")] + ["outside in the body"]
+    crashes = scene.crashes("opened", "in the body", by=signal.SIGSTOP)
+    worker = scene.worker(crashes, pool="prefork", concurrency=3)
+    with connected_to(outside):
+        place(scene.alias, ["opened", "in the body"])
+    with connected_to(inside):
+        place(scene.alias, ["opened"])
+    crashes.wait_for(*places)
+    retire(worker)
+
+    another = scene.worker(EMBED_RELAY=True)
+    wait_until_done(scene.alias)
+    crashes.resume()
+    pids = crashes.happened().values()
+    wait_until(lambda: set(pids) <= ends(scene).keys(), what="the end of what was stopped")
+
+    assert {"IGNORED"} == {ends(scene)[pid] for pid in pids}
+    assert {"inside opened": 1, "outside opened": 2, "outside in the body": 2} == effects(scene.alias)
+    worker.kill()
+    another.kill()
+
+
+@pytest.mark.usefixtures("by_relay")
+@each_pair(*ROTATED, ("postgres", "redis"))
+def test_stopped_relay(scene: Scene) -> None:
+    """What a stopped relay has in hand is published by another, and the first one changes nothing when it goes on."""
+    crashes = [scene.crashes(point, by=signal.SIGSTOP) for point in crashing.RELAY]
+    relays = []
+    with connected_to(inside):
+        for crash in crashes:
+            relays.append(scene.relay(crash))
+            place(scene.alias, crash.points)
+            crash.wait_for(*crash.points)
+
+    another, worker = scene.relay(), scene.worker()
+    wait_until_done(scene.alias)
+    crashes[0].resume()
+
+    assert [0, 0, 0, 0] == [relay.stop() for relay in relays]
+    with connected_to(inside):
+        place(scene.alias, ["afterwards"])
+    wait_until_done(scene.alias)
+    assert {f"inside {name}": 1 for name in (*crashing.RELAY, "afterwards")} == effects(scene.alias)
+    another.kill()
+    worker.kill()
+
+
+@each_pair(("postgres", "rabbitmq"), ("mariadb", "redis"))
+def test_stopped_sender(scene: Scene) -> None:
+    """A sender stopped before its commit keeps nobody waiting; what it then publishes late runs once."""
+    crashes = [scene.crashes(point, by=signal.SIGSTOP) for point in crashing.SENDER]
+    senders = [scene.send(*crash.points, crashes=crash) for crash in crashes]
+    for crash in crashes:
+        crash.wait_for(*crash.points)
+
+    worker = scene.worker(EMBED_RELAY=True)
+    wait_until_done(scene.alias)
+    assert {"inside committed": 1, "inside handed over": 1} == effects(scene.alias)
+    crashes[0].resume()
+
+    assert [0, 0, 0] == [sender.wait() for sender in senders]
+    wait_until(lambda: len(effects(scene.alias)) == 3, what="the last effect")
+    wait_until_done(scene.alias)
+    assert {f"inside {point}": 1 for point in crashing.SENDER} == effects(scene.alias)
+    worker.kill()

@@ -16,8 +16,9 @@ from django.db.models import F, Value
 from django.db.models.functions import Replace
 from django.db.models.signals import post_save
 from django.dispatch import Signal
+from django.test import override_settings
 
-from django_celery_signals import Relay, UnknownReceiver, deliveries
+from django_celery_signals import Event, Relay, UnknownReceiver, deliveries
 from django_celery_signals.durable.clock import In
 from django_celery_signals.durable.deliveries import State
 from django_celery_signals.exceptions import DecodeError, UnknownVersion
@@ -330,3 +331,24 @@ def test_a_lower_id_that_commits_late(alias: str, celery_app: Celery, receiving:
 
     ids = [message.kwargs["__event__"]["id"] for message in take(celery_app)]
     assert ([1, 1], 2, True) == (published, len(ids), ids[0] > ids[1])
+
+
+@each_database
+@override_settings(DJANGO_CELERY_SIGNALS={"MAX_DEPTH": 2})
+def test_a_loop_is_parked(alias: str, celery_app: Celery, receiving: Receiving) -> None:
+    """Receivers that keep causing one another end in a failed delivery that shows the chain, and lose nothing (H28)."""
+    runs: list[int] = []
+
+    def save_again(instance: Tag, event: Event) -> None:
+        runs.append(event.depth)
+        instance.save()
+
+    receiving(post_save, save_again, sender=Tag, guarantee="durable")
+    Tag.objects.using(alias).create(name="round")
+    while messages := take(celery_app):
+        for message in messages:
+            run(celery_app, message)
+
+    row = deliveries(alias).get()
+    assert ([0, 1, 2], State.FAILED) == (runs, row.state)
+    assert "MAX_DEPTH = 2" in row.error_message

@@ -93,6 +93,22 @@ def test_it_closes_at_the_first_success(clock: SimpleNamespace) -> None:
     assert allows(breaker)
 
 
+def test_who_only_asks_does_not_try(clock: SimpleNamespace) -> None:
+    """To ask whether it is open takes nobody's turn: after the pause it is not, until somebody tries."""
+    breaker = Breaker()
+    closed = breaker.is_open()
+    fail(breaker, clock)
+    during = breaker.is_open()
+    clock.now += 1.0
+    after = [breaker.is_open(), breaker.is_open()]
+
+    assert (False, True, [False, False]) == (closed, during, after)
+    assert allows(breaker)
+    assert breaker.is_open()
+    breaker.succeeded()
+    assert not breaker.is_open()
+
+
 def test_it_learns_an_outage_once(clock: SimpleNamespace) -> None:
     """What began before the breaker opened, and fails after that, does not lengthen the pause (H31)."""
     breaker = Breaker()

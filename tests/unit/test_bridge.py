@@ -32,11 +32,13 @@ from django.db.models.signals import (
 )
 from django.db.utils import ConnectionRouter
 from django.dispatch import Signal
+from django.test import override_settings
 
-from django_celery_signals import ConnectError, bridge, connect
+from django_celery_signals import ConnectError, bridge, connect, deliveries
 from django_celery_signals.bridge import Spelling, alias_of, send, target_of
 from django_celery_signals.envelope import Sending
 from django_celery_signals.event import Event, running
+from django_celery_signals.models import QueueProbe
 from django_celery_signals.signals import LIFECYCLE, event_lost
 from tests.drain import drain, take
 from tests.making import Tasks
@@ -262,7 +264,7 @@ def test_vetoes_are_refused(veto: str, tasks: Tasks, monkeypatch: pytest.MonkeyP
 
 def test_a_signal_of_an_event_that_goes_in_circles_is_lost(tasks: Tasks, celery_app: Celery, settings: Any) -> None:
     """A sending beyond ``MAX_DEPTH`` is told as lost, and raises nothing into the receiver that sends it (H28)."""
-    settings.DJANGO_CELERY_SIGNALS = {"MAX_DEPTH": 1}
+    settings.DJANGO_CELERY_SIGNALS = {"MAX_DEPTH": 1, "GUARANTEE": "on_commit"}
     signal, task = Signal(), tasks.shared()
     connect(signal, task)
     event: Any = dict.fromkeys(Event.__dataclass_fields__) | {"chain": ("first", "second")}
@@ -272,7 +274,7 @@ def test_a_signal_of_an_event_that_goes_in_circles_is_lost(tasks: Tasks, celery_
 
     (told,) = heard
     assert [None] == [answer for _, answer in answers]
-    assert (task.name, None) == (told["receiver"], told["event_id"])
+    assert task.name == told["receiver"]
     assert "first\n  second\n" in str(told["error"])
     assert [] == take(celery_app)
 
@@ -381,10 +383,28 @@ ALIASES: dict[str, tuple[Sending, str]] = {
 @pytest.mark.parametrize("case", ALIASES)
 def test_the_database_of_a_sending(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """``using`` names the database, else the instance, else the only one among the arguments, else the model (H33)."""
-    monkeypatch.setattr(ConnectionRouter, "db_for_write", lambda self, model, **hints: "routed", raising=False)
+
+    def db_for_write(self: ConnectionRouter, model: Any, instance: Any = None) -> str:
+        return (instance is not None and instance._state.db) or "routed"
+
+    monkeypatch.setattr(ConnectionRouter, "db_for_write", db_for_write, raising=False)
     given, expected = ALIASES[case]
 
     assert expected == alias_of(given)
+
+
+class FromReplicas:
+    """Sends all writes to one database."""
+
+    def db_for_write(self, model: Any, **hints: Any) -> str:
+        return "default"
+
+
+@override_settings(DATABASE_ROUTERS=["tests.unit.test_bridge.FromReplicas"])
+@pytest.mark.parametrize("name", ["instance", "order"])
+def test_an_instance_read_from_a_replica(name: str) -> None:
+    """A sending belongs to where its instance would be saved, not to the replica it was read from (H48)."""
+    assert "default" == alias_of(sending("shop", **{name: saved(Order, "other")}))
 
 
 # Who is a sender ---------------------------------------------------------------------------------------------------
@@ -407,6 +427,22 @@ def test_historical_models_send_nothing(historical: Any, receiving: Receiving, c
     post_save.send(sender=Tag, instance=instance, created=True, raw=False, using="default", update_fields=None)
 
     assert "__fake__" == historical.__module__
+    assert [] == take(celery_app)
+
+
+@pytest.mark.django_db
+def test_deliveries_send_nothing(receiving: Receiving, celery_app: Celery) -> None:
+    """A receiver of every sender's is told neither of deliveries nor of probes, whoever saves or deletes them (H9)."""
+    receiving([pre_save, post_save, pre_delete, post_delete])
+    receiving(post_save, sender=Tag, guarantee="durable")
+    Tag.objects.create(name="gift")
+    before = len(take(celery_app))
+
+    for row in (deliveries("default").get(), QueueProbe(queue="mail", token=5)):
+        row.save()
+        row.delete()
+
+    assert 2 == before
     assert [] == take(celery_app)
 
 

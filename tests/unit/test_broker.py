@@ -6,11 +6,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from amqp.exceptions import ConnectionForced, NotFound
 from celery import Celery
 from django.test import override_settings
+from kombu.exceptions import EncodeError, OperationalError
 
+from django_celery_signals import PublishError, PublishTimeout
 from django_celery_signals import broker as module
-from django_celery_signals.broker import connection_for, project_app
+from django_celery_signals.broker import connection_for, is_outage, project_app
 
 TIMEOUT = 0.3
 CONFIRMED = {"confirm_publish": True, "read_timeout": TIMEOUT, "write_timeout": TIMEOUT}
@@ -41,6 +44,18 @@ def test_connection_is_bounded_where_the_transport_can(celery_app: Celery, url: 
     assert TIMEOUT == connection.connect_timeout
 
 
+@pytest.mark.parametrize("given", [{}, {"confirm_publish": True}], ids=["alone", "project"])
+@SHORT
+def test_connection_without_a_confirm_for_each(celery_app: Celery, given: dict[str, Any]) -> None:
+    """Who waits for many confirms at once has none for each message, unless the project wants them."""
+    celery_app.conf.broker_url = "amqp://broker//"
+    celery_app.conf.broker_transport_options = given
+
+    options = connection_for(celery_app, confirms=False).transport_options
+
+    assert {**CONFIRMED, "confirm_publish": bool(given)} == {name: options[name] for name in CONFIRMED}
+
+
 @SHORT
 def test_connection_keeps_the_projects_options(celery_app: Celery) -> None:
     """The project's own transport options win over the publisher's, except for the number of tries."""
@@ -63,6 +78,30 @@ def test_connection_tries_every_host_once(celery_app: Celery, scheme: str) -> No
     assert (2, TIMEOUT) == tuple(map(connection.transport_options.get, ("max_retries", "connect_retries_timeout")))
     assert TIMEOUT > 3 * connection.connect_timeout > TIMEOUT / 2
     assert TIMEOUT > 3 * connection.transport_options.get("socket_timeout", connection.connect_timeout)
+
+
+# Errors ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OperationalError("kombu's"), True),
+        (ConnectionRefusedError(), True),
+        (TimeoutError(), True),
+        (ConnectionForced("shutdown"), True),
+        (PublishTimeout("not within 2 s"), True),
+        (PublishError("no such task"), False),
+        (NotFound("no exchange"), False),
+        (EncodeError("not JSON"), False),
+        (ValueError(), False),
+        (SystemExit(), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_error_of_the_broker_or_of_the_message(error: BaseException, expected: bool) -> None:
+    """What speaks of the broker is an outage, for every message; anything else concerns the one message."""
+    assert expected is is_outage(error)
 
 
 # The app -----------------------------------------------------------------------------------------------------------

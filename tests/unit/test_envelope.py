@@ -24,8 +24,6 @@ from django.utils.functional import SimpleLazyObject
 from django_celery_signals import DecodeError, EncodeError, InstanceMissing, NotCarried, envelope
 from django_celery_signals.codec.standins import Unavailable
 from django_celery_signals.envelope import Reader, Sending, summarise, write
-from django_celery_signals.event import running
-from django_celery_signals.exceptions import LoopDetected
 from django_celery_signals.names import UnknownSignal, find_signal
 from tests.carrying import RECEIVER, sent, some_signal
 from tests.shop.models import Account, Country, Customer, Order, OrderLine, Parcel, Stamped, Tag, User
@@ -253,13 +251,6 @@ def test_a_signal_nobody_can_name_is_a_null_object() -> None:
 
     assert ("", ()) == (one.event.signal_name, one.signal_names)
     assert type(find_signal(*one.signal_names)) is UnknownSignal
-
-
-@override_settings(DJANGO_CELERY_SIGNALS={"MAX_DEPTH": 1})
-def test_a_loop_is_not_written() -> None:
-    """An envelope beyond MAX_DEPTH is not written (H28)."""
-    with running(written().event), running(written().event), pytest.raises(LoopDetected, match="some_signal"):
-        written()
 
 
 # Summaries ---------------------------------------------------------------------------------------------------------

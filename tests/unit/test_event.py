@@ -7,12 +7,13 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 from django.test import override_settings
 
 from django_celery_signals import Event, current_event
-from django_celery_signals.event import new_event, running
+from django_celery_signals.event import check_depth, new_event, running
 from django_celery_signals.exceptions import LoopDetected
 
 
@@ -70,11 +71,15 @@ def test_an_event_knows_what_caused_it() -> None:
 @override_settings(DJANGO_CELERY_SIGNALS={"MAX_DEPTH": 2})
 def test_a_chain_has_an_end() -> None:
     """A sending that more than MAX_DEPTH receivers have caused is refused, and the error prints the chain (H28)."""
-    with chain_of(3) as events, pytest.raises(LoopDetected) as raised:
-        made(3, "shop.tasks.save_again")
+    with chain_of(3) as events:
+        check_depth(events[-1])
+        last = made(3, "shop.tasks.save_again")
+
+    with pytest.raises(LoopDetected) as raised:
+        check_depth(last)
 
     said = str(raised.value)
-    assert 2 == events[-1].depth
+    assert (2, 3) == (events[-1].depth, last.depth)
     assert "caused one another 3 times, more than MAX_DEPTH = 2" in said
     assert said.index("pk=0 -> shop.tasks.index") < said.index("pk=3 -> shop.tasks.save_again")
     assert "QuerySet.update()" in said
@@ -89,3 +94,29 @@ def test_the_current_event_is_that_of_the_running_receiver() -> None:
     with running(outer), pytest.raises(RuntimeError), running(inner):
         raise RuntimeError
     assert current_event() is None
+
+
+def test_an_event_without_a_row_is_nobody_elses() -> None:
+    """What a message carried cannot be taken away from its run, and there is nothing to fence it with (H47)."""
+    event = made()
+
+    assert (None, None) == (event.fence, event.lease)
+    assert event.still_mine()
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_an_event_of_a_row_asks_its_lease(answer: bool) -> None:
+    """Whether a durable event is still this run's is asked of its lease, each time; the lease is not shown."""
+    asked: list[bool] = []
+
+    def is_mine() -> bool:
+        asked.append(answer)
+        return answer
+
+    event = dataclasses.replace(made(), fence=7, lease=SimpleNamespace(is_mine=is_mine))
+
+    assert (answer, answer) == (event.still_mine(), event.still_mine())
+    assert [answer, answer] == asked
+    assert "fence=7" in repr(event)
+    assert "lease" not in repr(event)
+    assert event == dataclasses.replace(event, lease=None)

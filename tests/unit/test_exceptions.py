@@ -25,6 +25,9 @@ from django_celery_signals import Discard, Fail, NotCarried, RetryAfter, SignalT
         ("UnknownVersion", {exceptions.DecodeError}),
         ("PublishError", {SignalTaskError}),
         ("PublishTimeout", {exceptions.PublishError}),
+        ("LeaseLost", {SignalTaskError}),
+        ("UnknownReceiver", {SignalTaskError}),
+        ("WorkerLost", {SignalTaskError}),
         ("LoopDetected", {SignalTaskError}),
         ("ReceiverFailed", {SignalTaskError}),
         ("InstanceMissing", {SignalTaskError}),
@@ -45,7 +48,7 @@ def test_errors_can_be_caught_as_what_they_are(name: str, bases: set[type]) -> N
 
 def test_the_root_is_never_raised() -> None:
     """Every error is of a kind that says what is wrong."""
-    files = Path(django_celery_signals.__file__).parent.glob("*.py")
+    files = Path(django_celery_signals.__file__).parent.rglob("*.py")
     called = {
         (file.name, node.lineno)
         for file in files

@@ -29,12 +29,14 @@ from django_celery_signals import (
     ReceiverTask,
     RetryAfter,
     current_event,
+    deliveries,
     execution,
     policy,
     wire,
 )
 from django_celery_signals.carried import Carried
 from django_celery_signals.codec import instances
+from django_celery_signals.durable.deliveries import State
 from django_celery_signals.exceptions import LoopDetected, ReceiverFailed, UnknownVersion
 from django_celery_signals.signals import (
     event_lost,
@@ -210,6 +212,134 @@ def test_newer_version_fails_in_the_end(celery_app: Celery, receiving: Receiving
     assert [False] == [told["will_retry"] for told in heard]
     assert [] == take(celery_app)
     assert not hasattr(task, "override_max_retries")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_chain_that_is_too_long_here_fails(
+    celery_app: Celery, receiving: Receiving, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker runs no receiver of a chain that is longer than its own MAX_DEPTH, whatever the sender's was (H28)."""
+    ran: list[bool] = []
+    receiving(doorbell, lambda: ran.append(True))
+    doorbell.send(sender=None)
+    (message,) = take(celery_app)
+    longer = altered(message, chain=["first", "second", "third"])
+
+    with override_settings(DJANGO_CELERY_SIGNALS={"MAX_DEPTH": 1}), hearing(receiver_failed) as heard:
+        outcome = work(celery_app, longer)
+
+    assert ("FAILURE", []) == (outcome.state, ran)
+    assert "first\n  second\n  third\n" in str(outcome.error)
+    assert [(2, outcome.error, False)] == [(told["event"].depth, told["error"], told["will_retry"]) for told in heard]
+
+
+# Durable -----------------------------------------------------------------------------------------------------------
+
+
+@each_database
+def test_a_durable_event_is_run_as_any_other(celery_app: Celery, receiving: Receiving, alias: str) -> None:
+    """What a row holds arrives as what a message holds: the same arguments, context and event (H47)."""
+    seen: list[Any] = []
+
+    def look(sender: Any, instance: Tag, created: bool, signal: Signal, event: Event) -> None:
+        seen.append((sender, instance, created, signal, translation.get_language(), event is current_event()))
+
+    receiving(post_save, look, sender=Tag, guarantee="durable")
+    with translation.override("de"):
+        tag = Tag.objects.using(alias).create(name="new")
+
+    outcome = work_next(celery_app)
+
+    assert ("SUCCESS", [(Tag, tag, True, post_save, "de", True)]) == (outcome.state, seen)
+    assert [] == list(deliveries(alias))
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("atomic", [True, False])
+def test_a_copy_of_a_durable_message_does_nothing(celery_app: Celery, receiving: Receiving, atomic: bool) -> None:
+    """Whoever opens the row first runs the receiver; a copy of the message is a success that does nothing (H47)."""
+    ran: list[bool] = []
+    receiving(doorbell, lambda: ran.append(True), guarantee="durable", atomic=atomic)
+    doorbell.send(sender=None)
+    (message,) = take(celery_app)
+
+    with hearing(receiver_started) as started:
+        states = [work(celery_app, message).state for _ in range(3)]
+
+    assert (["SUCCESS"] * 3, [True], 1) == (states, ran, len(started))
+    assert [] == list(deliveries("default"))
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_durable_message_for_another_task_fails(celery_app: Celery, receiving: Receiving) -> None:
+    """A row is opened by nobody but the task it is for, and waits on (H32)."""
+    ran: list[str] = []
+    first = receiving(doorbell, lambda: ran.append("first"), guarantee="durable")
+    second = receiving(doorbell, lambda: ran.append("second"), guarantee="on_commit")
+    doorbell.send(sender=None)
+    messages = {message.task: message for message in take(celery_app)}
+    misled = replace(messages[first.name], headers={**messages[first.name].headers, "task": second.name})
+
+    outcome = work(celery_app, misled)
+
+    assert ("FAILURE", []) == (outcome.state, ran)
+    assert f"addressed to '{first.name}', not to '{second.name}'" in str(outcome.error)
+    assert [State.SENT] == [row.state for row in deliveries("default")]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_durable_event_for_a_former_name_runs(celery_app: Celery, receiving: Receiving) -> None:
+    """A row that was written before a task was renamed is opened under the new name (H75)."""
+    ran: list[bool] = []
+    receiving(doorbell, lambda: ran.append(True), guarantee="durable", former_names=["tests.old_name"])
+    receiving.undo.append(lambda: celery_app._tasks.pop("tests.old_name", None))
+    doorbell.send(sender=None)
+    (message,) = take(celery_app)
+    deliveries("default").update(receiver="tests.old_name")
+    carried = {**message.kwargs[ARGUMENT], "receiver": "tests.old_name"}
+
+    outcome = work(celery_app, replace(message, kwargs={ARGUMENT: carried}))
+
+    assert ("SUCCESS", [True]) == (outcome.state, ran)
+    assert [] == list(deliveries("default"))
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_durable_event_may_be_over(celery_app: Celery, receiving: Receiving) -> None:
+    """After its ``expires`` a durable event is dropped, and that is told."""
+    ran: list[bool] = []
+    receiving(doorbell, lambda: ran.append(True), guarantee="durable", expires=timezone.now() - timedelta(seconds=1))
+    doorbell.send(sender=None)
+
+    with hearing(receiver_discarded) as heard:
+        outcome = work_next(celery_app)
+
+    assert ("IGNORED", []) == (outcome.state, ran)
+    assert ["its expires= is over"] == [told["reason"] for told in heard]
+    assert [] == list(deliveries("default"))
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_durable_chain_has_an_end(celery_app: Celery, receiving: Receiving, caplog: pytest.LogCaptureFixture) -> None:
+    """A durable receiver that causes itself runs MAX_DEPTH more times; the next one is kept as failed, with the chain
+    (H28)."""
+    events: list[Event] = []
+
+    def save_again(instance: Tag, event: Event) -> None:
+        events.append(event)
+        instance.save()
+
+    receiving(post_save, save_again, sender=Tag)
+    with override_settings(DJANGO_CELERY_SIGNALS={"MAX_DEPTH": 2}), hearing(event_lost) as lost:
+        tag = Tag.objects.create(name="round")
+        while messages := take(celery_app):
+            [outcome] = [work(celery_app, message) for message in messages]
+
+    [row] = deliveries("default")
+    assert ([0, 1, 2], []) == ([event.depth for event in events], lost)
+    assert ("FAILURE", State.FAILED) == (outcome.state, row.state)
+    assert "django_celery_signals.exceptions.LoopDetected" == row.error_type
+    assert 3 == row.error_message.count(f"post_save shop.Tag pk={tag.pk} -> ")
 
 
 # Context -----------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from django.db.models.signals import post_delete
 from django.dispatch import Signal
 from kombu import Queue
 
+from django_celery_signals import deliveries
 from tests.project.celery import configure
 from tests.receiving import Receiving
 from tests.shop.models import Tag
@@ -49,6 +50,24 @@ def test_monitors_see_the_summary(celery_app: Celery, receiving: Receiving, prot
     for safe in (True, False):
         assert ("post_delete shop.Tag pk=5", "{}") == tuple(map(request.info(safe=safe).get, ("args", "kwargs")))
     assert "hidden" in request.kwargs["__event__"]
+
+
+@pytest.mark.parametrize("protocol", [1, 2])
+@pytest.mark.django_db(transaction=True)
+def test_monitors_see_where_a_delivery_is(celery_app: Celery, receiving: Receiving, protocol: int) -> None:
+    """Of a durable delivery they show the summary, or where the message has none, its row; never the token (H65)."""
+    configure({"task_protocol": protocol})
+    receiving(doorbell, guarantee="durable")
+    doorbell.send(sender="door")
+    [row] = deliveries("default")
+
+    request = received(celery_app, protocol)
+
+    shown = "doorbell door" if protocol == 2 else f"delivery {row.pk} of 'default'"
+    assert (shown, "{}") == (request.argsrepr, request.kwargsrepr)
+    for safe in (True, False):
+        assert (shown, "{}") == tuple(map(request.info(safe=safe).get, ("args", "kwargs")))
+        assert str(row.token) not in str(request.info(safe=safe))
 
 
 def test_ordinary_calls_are_shown_as_ever(celery_app: Celery, receiving: Receiving) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from celery import Celery, chain, chord, group, shared_task
 from celery.app.task import Context
 from celery.beat import Scheduler
 from celery.contrib.django.task import DjangoTask
+from celery.exceptions import MaxRetriesExceededError, Retry
 from celery.result import AsyncResult
 from celery.schedules import schedule
 from django.db.models.signals import post_save
@@ -18,6 +21,7 @@ from django.dispatch import Signal
 
 from django_celery_signals import ConnectError, ReceiverTask, connect, current_event
 from django_celery_signals.bridge import Spelling
+from django_celery_signals.durable.failing import hooks
 from django_celery_signals.wire import ARGUMENT
 from tests.drain import drain, run, take
 from tests.making import KINDS, Tasks
@@ -475,3 +479,98 @@ def test_former_names(tasks: Tasks, celery_app: Celery) -> None:
     assert [5, 11] == [result.get() for result in drain(celery_app)]
     assert task.name == celery_app.tasks[old].name
     assert celery_app.tasks[other] is elsewhere
+
+
+# Of a durable delivery ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hold() -> SimpleNamespace:
+    """What a worker holds of a durable delivery, as far as the task looks at it."""
+    return SimpleNamespace(asked=False, retry_in=None)
+
+
+@pytest.fixture
+def held(tasks: Tasks, celery_app: Celery, hold: SimpleNamespace) -> Iterator[Any]:
+    """A task that a worker is running for that delivery."""
+    task = celery_app.tasks[tasks.shared(max_retries=2).name]
+    task.push_request(args=[], kwargs={ARGUMENT: {}}, retries=1, called_directly=False, delivery_info={}, hold=hold)
+    yield task
+    task.pop_request()
+
+
+@pytest.mark.parametrize("option", ["countdown", "eta"])
+def test_a_retry_of_a_durable_delivery_waits_in_its_row(
+    option: str, held: Any, hold: SimpleNamespace, celery_app: Celery
+) -> None:
+    """``retry()`` sends nothing to the broker: the row has the time of the next run."""
+    later = 30 if option == "countdown" else datetime.now(UTC) + timedelta(seconds=30)
+
+    with pytest.raises(Retry):
+        held.retry(**{option: later})
+
+    assert hold.asked
+    assert 20 < hold.retry_in <= 30
+    assert [] == take(celery_app)
+
+
+def test_a_retry_that_lets_the_receiver_go_on(held: Any, hold: SimpleNamespace, celery_app: Celery) -> None:
+    """``retry(throw=False)`` returns what it would raise, and the delay is Celery's default one."""
+    answer = held.retry(throw=False)
+
+    assert isinstance(answer, Retry)
+    assert (True, held.default_retry_delay) == (hold.asked, hold.retry_in)
+    assert [] == take(celery_app)
+
+
+@pytest.mark.parametrize("cause", [None, OSError("away")])
+def test_the_last_retry_of_a_durable_delivery(cause: Exception | None, held: Any, hold: SimpleNamespace) -> None:
+    """After ``max_retries`` Celery's error is raised, or the one given to it, and no further run is planned."""
+    held.request.retries = 2
+
+    with pytest.raises(OSError if cause else MaxRetriesExceededError):
+        held.retry(exc=cause)
+
+    assert (True, None) == (hold.asked, hold.retry_in)
+
+
+def test_an_ordinary_retry_is_sent(held: Any, celery_app: Celery) -> None:
+    """What holds no delivery is sent again by Celery, also from a request that is handed over."""
+    del held.request.hold
+
+    with pytest.raises(Retry):
+        held.retry(countdown=30)
+    signature = held.signature_from_request(Context(args=[], kwargs={"number": 5}))
+
+    [message] = take(celery_app)
+    assert 2 == message.headers["retries"]
+    assert {"number": 5} == signature.kwargs
+
+
+def test_what_is_called_when_a_delivery_fails(tasks: Tasks) -> None:
+    """``@task.on_failed`` keeps functions under the task's name, each of them once, however often it is loaded."""
+    one, other = tasks.shared(), tasks.shared()
+
+    def declare() -> Any:
+        @one.on_failed
+        def note(event: Any, error: Exception) -> str:
+            return "noted"
+
+        return note
+
+    @one.on_failed
+    def tell(**facts: Any) -> None: ...
+
+    first, second = declare(), declare()
+    other.on_failed(tell)
+
+    assert "noted" == first(None, OSError())
+    assert [tell, second] == hooks[one.name]
+    assert [tell] == hooks[other.name]
+
+
+@pytest.mark.parametrize("seconds", [0, 60, 0.5])
+def test_a_task_may_keep_what_is_done(seconds: float, tasks: Tasks, celery_app: Celery) -> None:
+    """``retain`` is a number of seconds; without it, nothing is kept."""
+    assert seconds == celery_app.tasks[tasks.shared(retain=seconds).name].retain
+    assert 0 == celery_app.tasks[tasks.shared().name].retain

@@ -218,6 +218,20 @@ def test_a_summary_of_nonsense_is_harmless(text: Any) -> None:
     assert "unreadable envelope" == summary_of(text)
 
 
+@pytest.mark.parametrize(
+    ("carried", "summary"),
+    [
+        ({"alias": "default", "id": 5, "token": 7, "receiver": "shop.update"}, "delivery 5 of 'default'"),
+        ({}, "delivery None of None"),
+        ({"id": "9" * 100, "alias": "x" * 100}, f"delivery '{'9' * 19} of '{'x' * 79}"),
+    ],
+    ids=["durable", "empty", "long"],
+)
+def test_the_summary_of_a_deliverys_message(carried: dict[str, Any], summary: str) -> None:
+    """Of a durable delivery a message says where it is and no more, and nothing that it claims can be long."""
+    assert summary == summary_of(carried)
+
+
 # Size --------------------------------------------------------------------------------------------------------------
 
 SMALL = {"MAX_ENVELOPE_BYTES": 3000}

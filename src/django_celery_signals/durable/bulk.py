@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
+from amqp.exceptions import ChannelError
 from celery import Celery
 from kombu import Connection
+from kombu.exceptions import OperationalError
 
 from .. import conf
 from ..broker import connection_for, is_outage
@@ -23,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 IDLE = 20.0  # seconds for which an unused connection is kept
 WINDOW = 500  # messages on their way to RabbitMQ without a confirm
+LONGEST = 8.0  # seconds after which a batch leaves its rest for later: a relay that is told to stop has to end
 
 Outcomes = list[Exception | None]  # one for each message; None: the broker has it
 
@@ -45,9 +49,8 @@ class Bulk:
         """
         try:
             outcomes = self._publish(messages)
-        except Exception as raised:
-            logger.warning("The broker did not take a batch: %r", raised)
-            outcomes = [raised] * len(messages)
+        except Exception as raised:  # of the connection or the whole batch: no message is to blame
+            outcomes = [raised if is_outage(raised) else OperationalError(_in_words(raised))] * len(messages)
         self._used_at = time.monotonic()
         if any(outcomes):
             self.close()
@@ -63,7 +66,7 @@ class Bulk:
             self._connect()
         if isinstance(self._producer, Confirms):
             return self._producer.publish(self.app, messages)
-        if hasattr(self._producer, "batch"):
+        if hasattr(self._producer, "batch"):  # since kombu 5.7
             with self._producer.batch():
                 return _one_by_one(self.app, messages, self._producer)
         return _one_by_one(self.app, messages, self._producer)
@@ -71,7 +74,9 @@ class Bulk:
     def _connect(self) -> None:
         self._connection = connection = connection_for(self.app, confirms=False)
         self._producer = self.app.amqp.Producer(connection, auto_declare=False)
-        if connection.transport.driver_type == "amqp":
+        if connection.transport.driver_name == "py-amqp":
+            # Whatever the project asks for elsewhere: a publication that waits for its confirm would take it away.
+            connection.transport_options = {**(connection.transport_options or {}), "confirm_publish": False}
             self._producer = Confirms(connection, self._producer)
 
     def rest(self) -> None:
@@ -89,11 +94,21 @@ class Bulk:
                 logger.debug("Closing the relay's connection failed: %r", error)
 
 
-def _one_by_one(app: Celery, messages: Iterable[Message], producer: Any) -> Outcomes:
+def _in_words(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    return f"{type(cause).__name__}: {cause}"
+
+
+def _one_by_one(app: Celery, messages: Sequence[Message], producer: Any) -> Outcomes:
     outcomes: Outcomes = []
+    until = time.monotonic() + LONGEST
+    end: Exception | None = None
     for message in messages:
-        outage = next((error for error in outcomes if error is not None and is_outage(error)), None)
-        outcomes.append(outage or _outcome(app, message, producer))
+        if end is None and time.monotonic() > until:
+            end = _slowness()
+        outcomes.append(end or _outcome(app, message, producer))
+        if outcomes[-1] is not None and is_outage(outcomes[-1]):
+            end = outcomes[-1]
     return outcomes
 
 
@@ -105,40 +120,94 @@ def _outcome(app: Celery, message: Message, producer: Any, **options: Any) -> Ex
     return None
 
 
+def _slowness() -> PublishError:
+    return PublishError(f"The broker is slow: after {LONGEST:g} s the rest of the batch is left for later.")
+
+
 class Confirms:
     """A channel of RabbitMQ's that does not wait for one confirm before it sends the next message."""
 
     def __init__(self, connection: Connection, producer: Any) -> None:
         """Ask the broker for confirms, and listen."""
         self.connection, self.producer = connection, producer
-        channel = producer.channel
+        self._outcomes: Outcomes = []
+        self._places: dict[str, int] = {}  # id of a message -> its place among the messages
+        self._listen(producer.channel)
+
+    def _listen(self, channel: Any) -> None:
         channel.confirm_select()
         channel.events["basic_ack"].add(self._acked)
         channel.events["basic_nack"].add(self._nacked)
         channel.events["basic_return"].add(self._returned)
         self._send, channel.basic_publish = channel.basic_publish, self._counted
+        self._open_again, channel.open = channel.open, self._reopened
+        self._is_broken = False
         self._tag = 0  # of the last message; the broker counts every one of a channel, Celery's own events, too
-        self._open: dict[int, int] = {}  # tag of a message without a confirm -> its place among the messages
-        self._outcomes: Outcomes = []
-        self._places: dict[str, int] = {}  # id of a message -> its place
+        self._open: dict[int, int] = {}  # tag of a message without a confirm -> its place
 
     def publish(self, app: Celery, messages: Sequence[Message]) -> Outcomes:
         """Publish messages and wait for their confirms."""
         self._outcomes = [None] * len(messages)
         self._places = {message.event_id: place for place, message in enumerate(messages)}
-        for place, message in enumerate(messages):
-            tag = self._tag + 1
-            self._open[tag] = place
-            error = _outcome(app, message, self.producer, mandatory=True)
-            if error is not None:
-                self._open.pop(tag, None)
-                self._outcomes[place] = error
-                if is_outage(error):
-                    return self._unknown(messages[place:], error)
-            if len(self._open) >= WINDOW:
-                self._wait(WINDOW // 2)
-        self._wait(0)
+        places = deque(range(len(messages)))
+        end: Exception = _slowness()
+        try:
+            self._in_a_row(app, messages, places, time.monotonic() + LONGEST)
+        except Exception as error:
+            end = error
+        for place in (*self._open.values(), *places):  # which nobody knows of, or nobody has tried
+            self._outcomes[place] = end
         return self._outcomes
+
+    def _in_a_row(self, app: Celery, messages: Sequence[Message], places: deque[int], until: float) -> None:
+        """Publish without a wait, as long as the channel holds; then one by one.
+
+        Raises:
+            Exception: of an outage. What is open or among the places then is not known.
+        """
+        try:
+            while places and time.monotonic() < until:
+                self._hand_over(app, messages, places.popleft())
+                if len(self._open) >= WINDOW:
+                    self._wait(WINDOW // 2)
+            self._wait(0)
+        except ChannelError:
+            places.extendleft(reversed(self._open.values()))
+            self._renew()
+            self._singly(app, messages, places, until)
+
+    def _singly(self, app: Celery, messages: Sequence[Message], places: deque[int], until: float) -> None:
+        """Wait for each confirm: a message that breaks the channel is not named, and takes others along."""
+        while places and time.monotonic() < until:
+            place = places.popleft()
+            try:
+                self._hand_over(app, messages, place)
+                self._wait(0)
+            except ChannelError as error:
+                self._outcomes[place] = error
+                self._renew()
+
+    def _hand_over(self, app: Celery, messages: Sequence[Message], place: int) -> None:
+        """Publish a message; an error that is only its own is its outcome.
+
+        Raises:
+            Exception: any other.
+        """
+        tag = self._tag + 1
+        self._open[tag] = place
+        error = _outcome(app, messages[place], self.producer, mandatory=True)
+        if self._is_broken:
+            raise (error and _of_channel(error)) or ChannelError("The broker has closed the channel.")
+        if error is not None and is_outage(error):
+            raise error
+        if error is not None or self._tag < tag:  # the task's own apply_async() may have gone another way
+            self._open.pop(tag, None)
+            self._outcomes[place] = error
+
+    def _renew(self) -> None:
+        channel = self.connection.channel()
+        self.producer.revive(channel)
+        self._listen(channel)
 
     def _wait(self, most: int) -> None:
         """Read confirms until no more than so many are missing.
@@ -156,15 +225,14 @@ class Confirms:
             if len(self._open) < before:
                 until = time.monotonic() + conf.get().PUBLISH_TIMEOUT
 
-    def _unknown(self, rest: Sequence[Message], error: Exception) -> Outcomes:
-        """Report what was not confirmed before the connection broke, and what was not even sent."""
-        for place in (*self._open.values(), *(self._places[message.event_id] for message in rest)):
-            self._outcomes[place] = error
-        return self._outcomes
-
     def _counted(self, *args: Any, **options: Any) -> Any:
         self._tag += 1
         return self._send(*args, **options)
+
+    def _reopened(self) -> Any:
+        """Note that the broker has closed the channel: opened again it confirms nothing. Some swallow the error."""
+        self._is_broken = True
+        return self._open_again()
 
     def _acked(self, tag: int, multiple: bool) -> None:
         self._settled(tag, multiple)
@@ -184,3 +252,8 @@ class Confirms:
             self._outcomes[place] = PublishError(
                 f"The broker has no queue for the message (exchange {exchange!r}, routing key {routing_key!r})."
             )
+
+
+def _of_channel(error: Exception) -> Exception | None:
+    """Return the error by which the broker closed the channel, if it is one; Celery makes an outage of some."""
+    return next((one for one in (error, error.__cause__) if isinstance(one, ChannelError)), None)

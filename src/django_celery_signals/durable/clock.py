@@ -1,12 +1,16 @@
-"""The database's own clock, for processes on several machines agree on no other; and indexes of a part of a table."""
+"""What databases do differently: their clocks, for processes on several machines agree on no other; their indexes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import DateTimeField, Func, Index, Q
+
+LONGEST = 100 * 365 * 86_400.0  # seconds: databases, and Python, know no time without end
 
 
 class In(Func):
@@ -23,7 +27,7 @@ class In(Func):
     def __init__(self, seconds: float) -> None:
         """Keep the distance."""
         super().__init__()
-        self.seconds = float(seconds)
+        self.seconds = max(-LONGEST, min(LONGEST, float(seconds)))
 
     def as_postgresql(self, compiler: Any, connection: BaseDatabaseWrapper, **_: Any) -> tuple[str, list[Any]]:
         """Return PostgreSQL's expression."""
@@ -61,3 +65,34 @@ class PartialIndex(Index):
         """Return what a migration writes."""
         path = f"{type(self).__module__}.{type(self).__qualname__}"
         return path, tuple(self.fields), {"name": self.name, "where": self.where}
+
+
+@contextmanager
+def by_primary_key(connection: BaseDatabaseWrapper, model: Any) -> Iterator[None]:
+    """Have MariaDB and MySQL find by their keys what a statement locks or changes.
+
+    Left to themselves they look through a small table, or an index, and wait for whatever has been locked on the way:
+    for the rows of senders that have not yet committed. What they pass by they lock as well, and let no sender insert.
+    """
+    if connection.vendor != "mysql":
+        yield
+        return
+    table = connection.ops.quote_name(model._meta.db_table)
+    hinted = f"{table} FORCE INDEX (PRIMARY)"
+
+    def execute(original: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        if sql.startswith("DELETE FROM"):  # takes a hint only where it names the table twice
+            sql = sql.replace("DELETE", f"DELETE {table}", 1)
+        for word in ("UPDATE", "FROM"):
+            sql = sql.replace(f"{word} {table} ", f"{word} {hinted} ", 1)
+        return original(sql, params, many, context)
+
+    with connection.execute_wrapper(execute):
+        yield
+
+
+def lock_no_gaps(connection: BaseDatabaseWrapper) -> None:
+    """Have the next transaction on MariaDB or MySQL lock rows, and not what lies between, where senders insert."""
+    if not connection.in_atomic_block:
+        with connection.cursor() as cursor:
+            cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")

@@ -6,20 +6,23 @@ The worker's statements are in ``hold``. ``due_at`` always means "when the relay
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from django.apps import apps
-from django.db import connections, models, transaction
+from django.db import Error, connections, models, transaction
 from django.db.models import F, Q
 
-from .clock import In
+from .clock import In, by_primary_key, lock_no_gaps
+from .trouble import is_conflict
 
 CRASH_BUDGET = 5  # runs that may end without a word before a delivery is failed
 SWEPT_AFTER, MOST_SENDS = 5.0, 9  # seconds, times 2 for every publication: how old "sent" must be to count as lost
 UNPROBED_AFTER = 900.0  # the same where no probe can tell, for the route names no queue
+CONFLICTS = 5  # times that a statement is repeated which has met another's
+STEP = 500  # rows that one statement deletes by their keys; of 1000 MariaDB makes a query that locks all rows
 
 
 class State(models.IntegerChoices):
@@ -53,32 +56,61 @@ def deliveries(using: str) -> DeliveryQuerySet:
 class DeliveryQuerySet(models.QuerySet[Any]):
     """Deliveries, and what can be done with them; every verb works on the rows chosen so far."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """Read where is written: a replica may lag behind."""
+        super().__init__(*args, **options)
+        self._for_write = True
+
+    def update(self, **changes: Any) -> int:
+        """Change rows in one statement."""
+        return self._surely(lambda: super(DeliveryQuerySet, self).update(**changes))
+
+    def erase(self) -> int:
+        """Delete rows in one statement, past Django's signals: a receiver of every sender's would be told of itself."""
+        return self._surely(lambda: self._raw_delete(self.db) or 0)
+
+    def _surely(self, statement: Callable[[], int]) -> int:
+        """Execute a statement, again if it met another's, which PostgreSQL refuses above READ COMMITTED."""
+        connection = connections[self.db]
+        with by_primary_key(connection, self.model):
+            for _ in range(CONFLICTS):
+                try:
+                    return statement()
+                except Error as error:
+                    if connection.in_atomic_block or not is_conflict(error):
+                        raise
+            return statement()
+
     # What the relay does -----------------------------------------------------------------------------------------
 
     def due(self, *states: State) -> DeliveryQuerySet:
         """Return those in the given states that the relay must look at, the longest due first."""
         return self.filter(due_at__lte=In(0), state__in=states).order_by("due_at", "id")
 
-    def ids(self, limit: int) -> list[int]:
-        """Return the ids of some; on PostgreSQL locked, passing over those that another transaction has its hands on.
+    @contextmanager
+    def held(self, limit: int) -> Iterator[list[int]]:
+        """Give the ids of some, without those that another transaction has its hands on, and keep them until the end.
 
-        Elsewhere without a lock, and the statement that follows sees what happened to them meanwhile: on MariaDB a
-        locking range would block the senders' inserts, and SQLite has one lock for everything.
+        On MariaDB they are found without a lock and then locked by their keys, for a locking range would block the
+        senders' inserts. Where nothing can be passed over, the statement that follows sees what happened meanwhile.
         """
-        rows: Any = self.select_for_update(skip_locked=True) if self._locks() else self
-        return list(rows.values_list("pk", flat=True)[:limit])
-
-    def _locks(self) -> bool:
-        return connections[self.db].vendor == "postgresql"
-
-    def _locking(self) -> AbstractContextManager[Any]:
-        return transaction.atomic(using=self.db) if self._locks() else nullcontext()
+        connection, rows = connections[self.db], self
+        if connection.vendor == "sqlite" or not connection.features.has_select_for_update_skip_locked:
+            yield list(self.values_list("pk", flat=True)[:limit])
+            return
+        if connection.vendor == "mysql":
+            ids = list(self.values_list("pk", flat=True)[:limit])
+            rows = deliveries(self.db).filter(pk__in=ids)
+            lock_no_gaps(connection)
+        with transaction.atomic(using=self.db):
+            with by_primary_key(connection, self.model):
+                ids = list(rows.select_for_update(skip_locked=True).values_list("pk", flat=True)[:limit])
+            yield ids
 
     def claim(self, limit: int, grace: float) -> Claimed:
         """Take what is due for publication; whoever dies with it leaves it due again after ``grace`` seconds."""
         claim = new_token()
-        with self._locking():
-            ids = self.due(State.READY).ids(limit)
+        with self.due(State.READY).held(limit) as ids:
             mine = self.filter(pk__in=ids, state=State.READY, due_at__lte=In(0))
             mine.update(claim=claim, due_at=In(grace), sent_at=In(0))
         return Claimed(claim=claim, rows=list(self.claimed(claim, ids).defer("payload", "traceback").order_by("pk")))
@@ -110,10 +142,9 @@ class DeliveryQuerySet(models.QuerySet[Any]):
         Returns:
             How many will run again, and the rows that have crashed too often, which are left as they are.
         """
-        with self._locking():
-            ids = self.due(State.RUNNING).ids(limit)
+        with self.due(State.RUNNING).held(limit) as ids:
             expired = self.filter(pk__in=ids, state=State.RUNNING, due_at__lte=In(0))
-            spent = list(expired.filter(crashes__gte=CRASH_BUDGET - 1))
+            spent = list(expired.filter(crashes__gte=CRASH_BUDGET - 1).defer("payload", "traceback"))
             again = expired.filter(crashes__lt=CRASH_BUDGET - 1)
             count = 0
             for crashes in range(CRASH_BUDGET - 1):  # 1, 2, 4, 8 seconds
@@ -141,23 +172,15 @@ class DeliveryQuerySet(models.QuerySet[Any]):
         return self._again(self.filter(old, state=State.SENT, queue="").order_by("sent_at"), limit)
 
     def _again(self, rows: DeliveryQuerySet, limit: int) -> int:
-        with self._locking():
-            ids = rows.ids(limit)
+        with rows.held(limit) as ids:
             return self.filter(pk__in=ids, state=State.SENT).update(state=State.READY, due_at=In(0), claim=None)
 
     def purge(self, limit: int) -> int:
         """Delete what was kept long enough after success, and erase what failed long ago but for its cause."""
-        with self._locking():
-            done = self.due(State.DONE).ids(limit)
+        with self.due(State.DONE).held(min(limit, STEP)) as done:
             deleted = self.filter(pk__in=done, state=State.DONE).erase() if done else 0
-        with self._locking():
-            failed = self.due(State.FAILED).ids(limit)
+        with self.due(State.FAILED).held(limit) as failed:
             return deleted + self.filter(pk__in=failed, state=State.FAILED).update(due_at=None, **ERASED)
-
-    def erase(self) -> int:
-        """Delete rows in one statement, past Django's signals: a receiver of every sender's would be told of itself."""
-        count: int = self._raw_delete(self.db)
-        return count
 
     # What people do ----------------------------------------------------------------------------------------------
 
@@ -167,17 +190,19 @@ class DeliveryQuerySet(models.QuerySet[Any]):
 
     def retry(self) -> int:
         """Let failed deliveries start anew; return how many. Those whose payload is erased stay as they are."""
-        return (
-            self.failed()
-            .filter(payload__isnull=False)
-            .update(
-                state=State.READY, due_at=In(0), attempts=0, crashes=0, reruns=0, sends=0, claim=None, finished_at=None
-            )
-        )
+        anew = {"state": State.READY, "due_at": In(0), "finished_at": None, "claim": None}
+        counts = dict.fromkeys(("attempts", "crashes", "reruns", "sends"), 0)
+        return sum(rows.update(**anew, **counts) for rows in self.filter(payload__isnull=False)._failed_in_steps())
 
     def discard(self) -> int:
         """Delete failed deliveries; return how many."""
-        return self.failed().erase()
+        return sum(rows.erase() for rows in self._failed_in_steps())
+
+    def _failed_in_steps(self) -> Iterator[DeliveryQuerySet]:
+        """Yield them in parts, by their keys: where no index leads to them, a statement would lock all it looks at."""
+        ids = list(self.failed().values_list("pk", flat=True))
+        for start in range(0, len(ids), STEP):
+            yield self.failed().filter(pk__in=ids[start : start + STEP])
 
 
 #: What a failed delivery loses in time: whatever may hold a value of the sending.

@@ -9,7 +9,7 @@ from typing import Any
 from celery.signals import worker_ready, worker_shutdown, worker_shutting_down
 
 from .. import conf
-from .relay import Relay
+from .relay import Relay, keeping
 
 logger = logging.getLogger(__name__)
 
@@ -22,10 +22,11 @@ def start(sender: Any = None, **_: Any) -> None:
     """Start the relay of a worker that is ready, unless ``EMBED_RELAY`` is off."""
     if not conf.get().EMBED_RELAY:
         return
-    relay = Relay(app=getattr(sender, "app", None))
-    thread = threading.Thread(target=relay.run, name="django-celery-signals-relay", daemon=True)
-    _running.append((relay, thread))
-    thread.start()
+    for alias in keeping():  # one for each: a database that does not answer must not delay the others
+        relay = Relay(app=getattr(sender, "app", None), databases=[alias])
+        thread = threading.Thread(target=relay.run, name=f"django-celery-signals-relay-{alias}", daemon=True)
+        _running.append((relay, thread))
+        thread.start()
 
 
 def stop(**_: Any) -> None:

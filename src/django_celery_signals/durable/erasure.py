@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from copy import copy
 from functools import reduce
+from itertools import product
 from operator import or_
+from typing import Any
 
 from django.apps import apps
 from django.db.models import Model, Q
 
+from ..codec.core import Unencodable
 from ..codec.instances import InstanceEncoder
-from .deliveries import deliveries
+from .deliveries import STEP, deliveries
 from .relay import keeping
 
-BATCH = 1000  # rows of one statement
 
 
 def forget(instance: Model) -> int:
@@ -30,26 +33,55 @@ def forget(instance: Model) -> int:
     """
     if instance.pk is None:
         raise ValueError(f"forget({instance!r}): it has no primary key, so no delivery can be told to be about it.")
-    pk = InstanceEncoder(_keep, snapshot=False, users_too=False).pk_of(instance)
-    family = [model for model in apps.get_models(include_auto_created=True) if _are_kin(model, type(instance))]
-    nodes = [json.dumps({"model": model._meta.label, "pk": pk}, separators=(",", ":")) for model in family]
-    return sum(_forget(alias, [node[:-1] + "," for node in nodes]) for alias in keeping())
+    labels = [
+        model._meta.label for model in apps.get_models(include_auto_created=True) if _share_a_row(model, instance)
+    ]
+    entries = [{"model": label, "pk": key} for label, key in product(labels, _keys(instance))]
+    nodes = {json.dumps(entry, separators=(",", ":"))[:-1] + "," for entry in entries}
+    return sum(_forget(alias, nodes) for alias in keeping()) if nodes else 0
 
 
-def _are_kin(one: type[Model], other: type[Model]) -> bool:
-    """Tell whether a row can be an object of both: a parent and its child, a model and its proxy."""
-    one, other = one._meta.concrete_model or one, other._meta.concrete_model or other
-    return issubclass(one, other) or issubclass(other, one)
+def _share_a_row(model: type[Model], instance: Model) -> bool:
+    """Tell whether an object's row may also be a model's: a parent's or a child's of the same key, a proxy's."""
+    one, other = _line(model), _line(type(instance))
+    return one[0] in other or other[0] in one
 
 
-def _keep(error: object) -> object:
-    return None
+def _line(model: type[Model]) -> list[Any]:
+    """Return a model and the parents whose keys are its key as well."""
+    line: list[Any] = [model._meta.concrete_model]
+    while (link := line[-1]._meta.pk.remote_field) is not None and link.parent_link:
+        line.append(link.model)
+    return line
 
 
-def _forget(using: str, nodes: list[str]) -> int:
-    about = reduce(or_, (Q(payload__contains=node) for node in nodes))
-    found = deliveries(using).filter(about).values_list("pk", "payload").iterator(chunk_size=BATCH)
+def _keys(instance: Model) -> list[Any]:
+    """Return the JSON of a primary key in every form it may have been sent in: Customer(pk="5") can be saved, too."""
+    fields: Any = type(instance)._meta.pk_fields
+    forms = [_forms(field, getattr(instance, field.attname)) for field in fields]
+    return [key for values in product(*forms) if (key := _key(instance, fields, values)) is not None]
+
+
+def _forms(field: Any, value: Any) -> list[Any]:
+    read = field.to_python(value)
+    return [value, read, str(read)]
+
+
+def _key(instance: Model, fields: Any, values: tuple[Any, ...]) -> Any:
+    """Return the JSON of one form; None, when nothing refers to the object, for its key cannot be carried."""
+    twin = copy(instance)
+    for field, value in zip(fields, values, strict=True):
+        setattr(twin, field.attname, value)
+    try:
+        return InstanceEncoder(repr, snapshot=False, users_too=False).pk_of(twin)
+    except Unencodable:
+        return None
+
+
+def _forget(using: str, nodes: set[str]) -> int:
+    about = reduce(or_, (Q(payload__contains=node) for node in sorted(nodes)))
+    found = deliveries(using).filter(about).values_list("pk", "payload").iterator(chunk_size=STEP)
     # SQLite's LIKE takes capital letters for small ones.
     ids = [pk for pk, payload in found if any(node in payload for node in nodes)]
-    batches = (ids[start : start + BATCH] for start in range(0, len(ids), BATCH))
+    batches = (ids[start : start + STEP] for start in range(0, len(ids), STEP))
     return sum(deliveries(using).filter(pk__in=batch).erase() for batch in batches)

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from django.db import transaction
+from django.db import IntegrityError, transaction
 
 from .. import conf
 from ..event import Event
@@ -43,12 +43,15 @@ def give_up(
     Returns:
         False, when somebody else has it; then nothing has changed.
     """
-    with transaction.atomic(using=row.db):
-        changes = {"state": State.FAILED, "due_at": In(conf.get().FAILED_PAYLOAD_DAYS * DAY), "finished_at": In(0)}
-        if not row.update(**changes, claim=None, **described(error, known.receiver), **counts):
+    changes = {**described(error, known.receiver), **counts}
+    called = hooks.get(task or known.receiver, [])
+    try:
+        if not _fail(row, changes, called, event=event, error=error):
             return False
-        for hook in hooks[task or known.receiver]:
-            _call(hook, known.receiver, row.db, event=event, error=error)
+    except IntegrityError:  # of a constraint that the database checks only now, at the commit
+        logger.exception("What on_failed of %s wrote cannot be; the delivery is failed all the same.", known.receiver)
+        if not _fail(row, changes, []):
+            return False
     logger.error(
         *("Delivery failed: %s will not get %r (delivery %s of %r): %s: %s", known.receiver, known.summary),
         *(known.pk, row.db, type(error).__name__, error),
@@ -58,9 +61,19 @@ def give_up(
     return True
 
 
-def _call(hook: Hook, receiver: str, using: str, **facts: Any) -> None:
+def _fail(row: DeliveryQuerySet, changes: dict[str, Any], called: list[Hook], **facts: Any) -> bool:
+    with transaction.atomic(using=row.db):
+        kept = {"due_at": In(conf.get().FAILED_PAYLOAD_DAYS * DAY), "finished_at": In(0), "claim": None}
+        if not row.update(state=State.FAILED, **kept, **changes):
+            return False
+        for hook in called:
+            _call(hook, row.db, facts)
+    return True
+
+
+def _call(hook: Hook, using: str, facts: dict[str, Any]) -> None:
     try:
         with transaction.atomic(using=using):
             hook(**accepted(hook, facts))
     except Exception:
-        logger.exception("on_failed of %s raised; the delivery is failed all the same.", receiver)
+        logger.exception("%s.%s raised; the delivery is failed all the same.", hook.__module__, hook.__qualname__)

@@ -11,7 +11,8 @@ from typing import Any
 MOST_TEXT = 100_000  # characters of a traceback or a message: enough to read, too few to fill a disk
 
 _OTHERS = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
-_OWN = str(Path(__file__).resolve().parent)
+_OTHERS_FOLDERS = ("site-packages", "dist-packages")  # of the user's, of the system's
+_OWN = str(Path(__file__).resolve().parent.parent)
 
 
 def described(error: BaseException, receiver: str) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def _place(error: BaseException) -> str | None:
 
 def _is_projects(frame: FrameType) -> bool:
     file = frame.f_code.co_filename
-    return not file.startswith((*_OTHERS, _OWN, "<"))
+    return not file.startswith((*_OTHERS, _OWN, "<")) and not any(name in file for name in _OTHERS_FOLDERS)
 
 
 def _name(frame: FrameType) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cache
 from typing import Any, ClassVar
 
 from celery.exceptions import Ignore, Reject, Retry
-from django.db import Error, connections
+from django.db import Error, connections, transaction
 from django.db.models import F
 
 from .. import conf, policy
@@ -20,15 +21,16 @@ from ..event import Event
 from ..exceptions import LeaseLost, ReceiverFailed, RetryAfter
 from ..wire import ARGUMENT, parse
 from .clock import In
-from .deliveries import State, deliveries
+from .deliveries import DeliveryQuerySet, State, deliveries
 from .failing import give_up
 from .failure import described
-from .lease import Lease, keeper
+from .lease import PAUSE, Lease, keeper
 from .reference import Reference
 from .trouble import is_transient
 
 logger = logging.getLogger(__name__)
 
+PATIENCE = 3600.0  # seconds for which a worker waits for a database that is away, to note how a run has ended
 UNRENEWED = 3600.0  # seconds: the lease where it cannot be renewed, and the task has no time limit
 
 
@@ -56,6 +58,8 @@ def _lease_of(task: Any, using: str) -> tuple[float, bool]:
     Where a transaction sees the database as it was when it began, completing a row that was renewed since would fail.
     """
     lease = conf.get().LEASE
+    if task.atomic and connections[using].vendor == "sqlite":  # nobody else can write meanwhile, to renew or to expire
+        return lease, False
     if not task.atomic or not _sees_the_past(using):
         return lease, not task.request.is_eager
     return max(lease, float(task.time_limit or task.app.conf.task_time_limit or UNRENEWED)), False
@@ -64,14 +68,17 @@ def _lease_of(task: Any, using: str) -> tuple[float, bool]:
 @cache
 def _sees_the_past(using: str) -> bool:
     connection = connections[using]
-    with connection.cursor() as cursor:
+    with transaction.atomic(using=using), connection.cursor() as cursor:  # psycopg sets the level of a transaction only
         if connection.vendor == "postgresql":
             cursor.execute("SHOW transaction_isolation")
             return cursor.fetchone() not in (("read committed",), ("read uncommitted",))
         if connection.vendor == "mysql":  # MariaDB from 11.6 on; before, an UPDATE or DELETE saw the present
-            cursor.execute("SHOW VARIABLES WHERE Variable_name IN ('innodb_snapshot_isolation', 'tx_isolation')")
+            cursor.execute(
+                "SHOW VARIABLES WHERE Variable_name = 'innodb_snapshot_isolation' OR Variable_name LIKE 't%isolation'"
+            )
             found = dict(cursor.fetchall())
-            return found.get("innodb_snapshot_isolation") == "ON" and "READ-" not in found.get("tx_isolation", "READ-")
+            level = found.get("transaction_isolation") or found.get("tx_isolation")
+            return found.get("innodb_snapshot_isolation") == "ON" and level in ("REPEATABLE-READ", "SERIALIZABLE")
     return False
 
 
@@ -88,19 +95,23 @@ class Held:
     renews: bool
     asked: bool = False  # whether the receiver called retry(), which is the end of the default policy
     retry_in: float | None = None  # seconds, if it did so and went on
+    completed: bool = False  # whether the row was ended, if only the commit of that succeeded
 
     def __enter__(self) -> Held:
         """Renew the lease from now on, and let Celery's retries count from the row's."""
         self.task.request.update(retries=self.known.attempts, hold=self)
         if self.renews:
-            keeper().keep(self.lease)
+            keeper(self.lease.using).keep(self.lease)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        """Give the row back when the worker is being stopped, before the lease would end."""
-        if error is not None and not isinstance(error, Exception):
-            self._change(state=State.READY, reruns=F("reruns") + 1, due_at=In(0))
-        keeper().let_go(self.lease)
+        """Give the row back when the worker is being stopped, or when something failed that is not the receiver's."""
+        if isinstance(error, Exception) and not self.lease.ending:
+            self.again(None, error, policy.pause(self.known.reruns, policy.LONGEST_WAIT), self.OUTAGES)
+        elif error is not None and not isinstance(error, Exception):
+            back = {"state": State.READY, "reruns": F("reruns") + 1, "due_at": In(0)}
+            self._surely(lambda: self._row().update(**back), patience=PAUSE)
+        keeper(self.lease.using).let_go(self.lease)
 
     def envelope(self) -> Envelope:
         """Read the envelope.
@@ -111,13 +122,13 @@ class Held:
         return parse(self.known.payload)
 
     def event(self, event: Event) -> Event:
-        """Return the event as the receiver gets it, with the fence."""
-        return replace(event, fence=self.lease.token, lease=self.lease)
+        """Return the event as the receiver gets it, with the fence; eager, in the sender's process, it has no rival."""
+        return replace(event, fence=self.lease.token, lease=None if self.task.request.is_eager else self.lease)
 
     def is_expired(self) -> bool:
         """Tell whether the sending's ``expires`` is over."""
         expires = self.known.options.get("expires")
-        return expires is not None and datetime.fromisoformat(expires) <= datetime.now(UTC)
+        return expires is not None and policy.seconds_until(datetime.fromisoformat(expires)) == 0
 
     # What becomes of it ------------------------------------------------------------------------------------------
 
@@ -127,31 +138,34 @@ class Held:
         Raises:
             LeaseLost: when another run has the delivery; whatever the receiver did is to be rolled back.
         """
-        row, self.lease.ending = self.lease.row(), True
-        if self.retry_in is not None:
-            done = row.update(state=State.READY, attempts=F("attempts") + 1, due_at=In(self.retry_in))
-        elif self.task.retain:
-            done = row.update(state=State.DONE, due_at=In(self.task.retain), finished_at=In(0))
-        else:
-            done = row.erase()
-        if not done:
+        # Outside of a transaction nothing would be rolled back, and a database that is away is worth waiting for.
+        if not (self._completed() if self.task.atomic else self._surely(self._completed)):
             raise LeaseLost(
                 f"{self.known.receiver}: another run has delivery {self.lease.pk} of {self.lease.using!r}, or it was "
                 "discarded; what this run did is not committed."
             )
+        self.completed = True
+
+    def _completed(self) -> int:
+        row = self._row()
+        if self.retry_in is not None:
+            return row.update(state=State.READY, attempts=F("attempts") + 1, due_at=In(self.retry_in))
+        if self.task.retain:
+            return row.update(state=State.DONE, due_at=In(self.task.retain), finished_at=In(0))
+        return row.erase()
 
     def discard(self, event: Event, reason: str) -> Exception:
         """Drop the event on purpose."""
-        if self.lease.row().erase():
+        if self._surely(lambda: self._row().erase()):
             return discarded(self.task, event, reason)
         return self._superseded(event)
 
     def fail(self, event: Event | None, error: Exception) -> Exception:
         """Give up: the row stays, with the reason."""
-        failed(self.task, event, error)
         counts = {"task": self.task.name, "attempts": F("attempts") + 1}
-        self._surely(lambda: give_up(self.lease.row(), self.known, error, event, **counts))
-        return error
+        if not self._surely(lambda: give_up(self._row(), self.known, error, event, **counts)):
+            return self._superseded(event)
+        return failed(self.task, event, error)
 
     def raised(self, event: Event, error: Exception) -> Exception:
         """Decide on an error of the receiver's: its own policy goes first, Celery's words keep their meaning."""
@@ -161,7 +175,8 @@ class Held:
             return self._again(event, error.exc or error, policy.seconds_until(error.when), asked=True)
         if isinstance(error, Ignore):
             return self.discard(event, str(error))
-        if is_transient(error):
+        gave_up = self.asked and self.retry_in is None  # its own retry() was one too many
+        if is_transient(error) and not gave_up:
             return self.again(event, error, policy.pause(self.known.reruns, policy.LONGEST_WAIT), self.OUTAGES)
         if self.asked or policy.has_policy(self.task) or (isinstance(error, Reject) and not error.args[1]):
             return self.fail(event, error)
@@ -182,7 +197,8 @@ class Held:
             return self._again(event, error, seconds, counts={"reruns": F("reruns") + 1})
         if policy.is_spent(self.task, self.known.attempts):
             if isinstance(error, RetryAfter):
-                error = ReceiverFailed(f"{self.known.receiver} asked for more than max_retries: {error}")
+                text = f"{self.known.receiver} asked for more than max_retries: {error}"
+                error = ReceiverFailed(text).with_traceback(error.__traceback__)
             return self.fail(event, error)
         return self._again(event, error, seconds)
 
@@ -198,7 +214,7 @@ class Held:
         counts = counts or {"attempts": F("attempts") + 1}
         reason = described(error, self.known.receiver)
         if not self._change(state=State.READY, due_at=In(seconds), **counts, **reason):
-            return self._superseded(event)
+            return self._too_late(event, error) if self.completed else self._superseded(event)
         failed(self.task, event, error, will_retry=True)
         if not self.task.request.is_eager:
             return Retry(exc=error, when=seconds)  # type: ignore[arg-type]
@@ -218,12 +234,25 @@ class Held:
         failed(self.task, event, error, will_retry=True)
         return Ignore(str(error))
 
-    def _change(self, **changes: Any) -> bool:
-        return self._surely(lambda: bool(self.lease.row().update(**changes)))
+    def _too_late(self, event: Event | None, error: Exception) -> Exception:
+        """Tell of an error that came after the commit: from an ``on_commit`` hook, or its outcome was unknown."""
+        logger.warning("%s succeeded, and then there was %r.", self.known.receiver, error, exc_info=error)
+        if isinstance(error, Error):
+            return Ignore(str(error))
+        return failed(self.task, event, error)
 
-    def _surely(self, statement: Any) -> bool:
-        """Run a statement until the database answers, or the lease would be over: a short outage is no crash."""
-        connection, until = connections[self.lease.using], time.monotonic() + self.lease.seconds
+    def _row(self) -> DeliveryQuerySet:
+        """Return the delivery to be ended; a renewal that finds it ended has lost nothing."""
+        self.lease.ending = True
+        return self.lease.row()
+
+    def _change(self, **changes: Any) -> bool:
+        return self._surely(lambda: self._row().update(**changes))
+
+    def _surely(self, statement: Callable[[], int], *, patience: float | None = None) -> bool:
+        """Run a statement until the database answers, past the lease, too: who cannot ask it either ends no run."""
+        connection = connections[self.lease.using]
+        until = time.monotonic() + (PATIENCE if patience is None else patience)
         while True:
             try:
                 return bool(statement())
@@ -232,4 +261,4 @@ class Held:
                     logger.exception("How %s ended could not be noted; the lease will end.", self.known.receiver)
                     return False
             connection.close()
-            time.sleep(1)
+            time.sleep(PAUSE)

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from django.db import Error, connections
@@ -45,12 +46,12 @@ class Lease:
             if self.row().update(due_at=In(self.seconds)):
                 self.postpone()
                 return
-        except Error as error:  # away, or on SQLite locked by the receiver itself, which keeps everyone else away, too
-            logger.info("The lease on delivery %s of %r could not be renewed: %s", self.pk, self.using, error)
+        except Exception as error:  # away, or on SQLite locked by the receiver itself, which keeps everyone else away
+            logger.info("The lease on delivery %s of %r could not be renewed: %r", self.pk, self.using, error)
             self.renew_at = time.monotonic() + PAUSE
             return
         self.lost = True
-        if self.ending:  # the renewal waited for the commit of the receiver's own transaction
+        if self.ending:  # the renewal met the statement by which the worker itself ended the run
             return
         logger.warning(
             "The lease on delivery %s of %r is lost: the receiver still runs here, but what it does there will not be "
@@ -60,8 +61,8 @@ class Lease:
 
     def is_mine(self) -> bool:
         """Ask the database, past the receiver's own transaction, which may see the past."""
-        if connections[self.using].vendor == "sqlite":
-            return self.row().exists()  # another connection could not write while this one does
+        if self.lost:
+            return False
         answers: list[bool] = []
         thread = threading.Thread(target=_elsewhere, args=(lambda: answers.append(self.row().exists()),))
         thread.start()
@@ -80,11 +81,10 @@ def _elsewhere(ask: Callable[[], None]) -> None:
 
 
 class Keeper:
-    """The thread that renews; it sleeps while no receiver has run for a third of its lease."""
+    """The thread that renews the leases in one database; it sleeps while no receiver runs for a third of its lease."""
 
     def __init__(self) -> None:
         """Begin without a thread."""
-        self.pid = os.getpid()
         self._changed = threading.Condition()
         self._leases: list[Lease] = []
         self._runs = False
@@ -106,25 +106,35 @@ class Keeper:
 
     def _run(self) -> None:
         while True:
-            with self._changed:
-                now = time.monotonic()
-                self._leases = [lease for lease in self._leases if not lease.lost]
-                due = [lease for lease in self._leases if lease.renew_at <= now]
-                if not due:
-                    next_at = min((lease.renew_at for lease in self._leases), default=None)
-                    self._changed.wait(None if next_at is None else next_at - now)
-            for lease in due:
+            for lease in (due := self._due()):
                 lease.renew()
             if due:
-                connections.close_all()  # kept for a third of a lease, it would only count against the server's limit
+                _close(due[0].using)  # kept for a third of a lease, it would only count against the server's limit
+
+    def _due(self) -> list[Lease]:
+        """Return what is to be renewed now; if there is nothing, wait until there may be."""
+        with self._changed:
+            now = time.monotonic()
+            self._leases = [lease for lease in self._leases if not lease.lost]
+            due = [lease for lease in self._leases if lease.renew_at <= now]
+            if not due:
+                next_at = min((lease.renew_at for lease in self._leases), default=None)
+                self._changed.wait(None if next_at is None else next_at - now)
+            return due
 
 
-_keeper = Keeper()
+def _close(using: str) -> None:
+    with suppress(Exception):  # what is broken may be too broken to be closed, and this thread must go on
+        connections[using].close()
 
 
-def keeper() -> Keeper:
-    """Return this process's keeper: a forked child has its parent's, but not the thread."""
-    global _keeper
-    if _keeper.pid != os.getpid():
-        _keeper = Keeper()
-    return _keeper
+_keepers: dict[tuple[int, str], Keeper] = {}
+
+
+def keeper(using: str) -> Keeper:
+    """Return what keeps this process's leases in a database.
+
+    One for each: a database that does not answer must cost no lease in another. A forked child has its parent's
+    keepers, but not their threads.
+    """
+    return _keepers.setdefault((os.getpid(), using), Keeper())

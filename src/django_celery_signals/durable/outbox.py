@@ -8,7 +8,7 @@ from typing import Any
 
 from celery import Celery
 from django.apps import apps
-from django.db import DatabaseError, connections
+from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .. import conf
@@ -22,6 +22,7 @@ from .deliveries import State, deliveries, new_token
 from .failure import clean
 from .reference import Reference
 from .routes import queue_of
+from .saving import autocommits
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +34,10 @@ def takes_the_fast_path(
 
     Not what is due later, nor the many of a large transaction, nor what this process or the broker cannot take now.
     """
+    is_quick = "countdown" not in options and patience.count < conf.get().FAST_PATH_LIMIT
     return (
-        "countdown" not in options
-        and (patience.count < conf.get().FAST_PATH_LIMIT or app.conf.task_always_eager)
-        and (connection.in_atomic_block or connection.get_autocommit())
+        (is_quick or app.conf.task_always_eager)
+        and (connection.in_atomic_block or autocommits(connection))
         and receiver in app.tasks
         and not publisher().lines(app).breaker.is_open()
     )
@@ -63,7 +64,7 @@ def insert(app: Celery, envelope: Envelope, options: dict[str, Any], *, sent: bo
     row = rows.model(
         event_id=event.id,
         receiver=event.receiver,
-        signal=event.signal_name[:255],
+        signal=clean(event.signal_name)[:255],
         summary=clean(envelope.summary)[:255],
         queue=queue_of(app, event.receiver, options) or "",
         state=State.SENT if sent else State.READY,
@@ -83,7 +84,7 @@ def _insert(row: Any, using: str) -> int:
     fields = [field for field in row._meta.concrete_fields if not field.primary_key and not _is_open(row, field)]
     try:
         results = type(row)._base_manager._insert([row], fields=fields, returning_fields=[row._meta.pk], using=using)
-    except DatabaseError as error:
+    except Error as error:
         error.add_note(
             f"django_celery_signals wrote the delivery for {row.receiver} to the database {using!r}. If the table is "
             f"missing there, run: manage.py migrate --database={using}"
@@ -120,7 +121,7 @@ def publish_or_leave(message: Message, patience: Patience) -> None:
         reference = Reference(**message.body)
         try:
             deliveries(reference.alias).put_back(reference.id, reference.token)
-        except DatabaseError as failure:  # the row says "sent" still, which the relay's probe will find untrue
+        except Error as failure:  # the row says "sent" still, which the relay's probe will find untrue
             logger.warning("Delivery %s could not be put back, and will be late: %s", reference.id, failure)
 
 

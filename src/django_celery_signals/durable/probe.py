@@ -10,8 +10,9 @@ from celery import Celery, shared_task
 from django.apps import apps
 from django.db import IntegrityError, connections
 from django.db.models import F, Q
+from kombu import Queue
 
-from ..broker import connection_for
+from ..broker import connection_for, is_outage
 from .clock import In
 from .deliveries import State, deliveries, new_token
 
@@ -45,12 +46,13 @@ class Probes:
         """Begin."""
         self.app, self.using = app, using
 
-    def work(self) -> None:
-        """Act on what has arrived; then probe, unless another relay has just done so."""
-        self._sweep()
+    def work(self) -> bool:
+        """Act on what has arrived, then probe, unless another relay has just done so; tell whether there is more."""
+        more = self._sweep()
         for queue in self._queues():
-            if self._is_old(queue) and (probe := self._turn(queue)):
-                self._send(probe)
+            if self._is_old(queue) and (probe := self._turn(queue)) and not self._send(probe):
+                break
+        return more
 
     def _queues(self) -> list[str]:
         """Return the names of queues with deliveries in them, hopping through the index: it may hold a million."""
@@ -61,7 +63,9 @@ class Probes:
         return found
 
     def _is_old(self, queue: str) -> bool:
-        return deliveries(self.using).filter(state=State.SENT, queue=queue, sent_at__lt=In(-OLD)).exists()
+        """Tell whether the oldest delivery in a queue is; asked for any such row, PostgreSQL would look everywhere."""
+        old = deliveries(self.using).filter(state=State.SENT, queue=queue, sent_at__lt=In(-OLD))
+        return bool(old.order_by("sent_at").values_list("sent_at")[:1])
 
     def _turn(self, queue: str) -> Any:
         """Take the turn to probe a queue; None, when another relay has it, or had it a moment ago."""
@@ -75,26 +79,32 @@ class Probes:
             return None
         return mine.first()
 
-    def _send(self, probe: Any) -> None:
-        """Publish a probe, behind all that is in the queue."""
+    def _send(self, probe: Any) -> bool:
+        """Publish a probe, behind all that is in the queue; tell whether the broker is there."""
         kwargs = {
             "alias": self.using,
             "queue": probe.queue,
             "token": probe.token,
             "probed_at": probe.probed_at.isoformat(),
         }
+        # Straight into the queue, and only if there is one: a route might lead elsewhere, a declaration differ.
+        place: dict[str, Any] = {"queue": Queue(probe.queue), "declare": []}
         try:
             with connection_for(self.app) as connection:
                 producer = self.app.amqp.Producer(connection, auto_declare=False)
                 # The lowest priority, which RabbitMQ and kombu's Redis count from opposite ends.
                 priority = 0 if connection.transport.driver_type == "amqp" else 9
                 self.app.tasks[TASK].apply_async(
-                    kwargs=kwargs, queue=probe.queue, producer=producer, retry=False, priority=priority
+                    kwargs=kwargs, producer=producer, retry=False, priority=priority, **place
                 )
         except Exception as error:
             logger.warning("The queue %r could not be probed: %r", probe.queue, error)
+            return not is_outage(error)
+        return True
 
-    def _sweep(self) -> None:
+    def _sweep(self) -> bool:
+        """Send again what is lost; tell whether there is more."""
+        more = False
         waits = Q(swept__isnull=True) | Q(swept__lt=F("seen"))
         for probe in probes(self.using).filter(waits, seen__isnull=False, seen_at__lt=In(-SETTLED)):
             lost = deliveries(self.using).sweep(probe.queue, probe.seen, BATCH)
@@ -102,4 +112,5 @@ class Probes:
                 logger.warning("%d deliveries were lost in the queue %r; they are sent again.", lost, probe.queue)
             if lost < BATCH:
                 probes(self.using).filter(queue=probe.queue, seen=probe.seen).update(swept=probe.seen)
-        deliveries(self.using).sweep_unprobed(BATCH)
+            more = more or lost == BATCH
+        return deliveries(self.using).sweep_unprobed(BATCH) == BATCH or more

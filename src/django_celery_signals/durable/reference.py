@@ -43,7 +43,7 @@ def read(carried: Mapping[str, Any], names: tuple[str, ...]) -> Reference:
         raise DecodeError(f"The message of a delivery is without its {error}.") from error
     if type(reference.id) is not int or type(reference.token) is not int:
         raise DecodeError(f"The message of a delivery has {reference.id!r:.80}, {reference.token!r:.80} for numbers.")
-    if reference.alias not in connections.settings:
+    if reference.alias not in list(connections):
         raise DecodeError(
             f"The message names the database alias {reference.alias!r:.80}, which this process does not have: its "
             "DATABASES differ from the sender's."

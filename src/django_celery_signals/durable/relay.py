@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import logging
 import random
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from celery import Celery
 from django.apps import apps
-from django.db import Error, close_old_connections, connections, router
+from django.db import Error, connections, router
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from ..broker import is_outage, project_app
+from ..broker import is_fallback, is_outage, project_app
+from ..exceptions import PublishError
 from .bulk import Bulk
 from .deliveries import Claimed, deliveries
 from .outbox import message_of
 from .routes import queue_of
+from .trouble import is_conflict
 from .upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
 
-GRACE = 60.0  # seconds after which another relay publishes what this one has claimed and not marked
-SOON, LATER = 5.0, 60.0  # seconds until what the broker refused is published again, and what nobody here can publish
-LONGEST_PAUSE = 30.0  # seconds between two tries while the database or the broker is away
+GRACE = 30.0  # seconds after which another relay publishes what this one has claimed and not marked
+SOON, LATER = 5.0, 60.0  # seconds until what the broker refused is published again, and what cannot be published here
+LONGEST_PAUSE = 10.0  # seconds between two tries while the database or the broker is away
 
 
 class Relay:
@@ -49,16 +52,22 @@ class Relay:
             idle: seconds to sleep when nothing is due, on the average.
 
         Raises:
-            ValueError: for a number that cannot be, or an alias that ``DATABASES`` does not have.
+            ValueError: for a number that cannot be, an alias that ``DATABASES`` does not have, or without an app.
         """
         if batch_size < 1 or idle <= 0:
             raise ValueError(f"Relay: batch_size={batch_size!r} must be at least 1, and idle={idle!r} above zero.")
         self.app = app or project_app()
+        if is_fallback(self.app):
+            raise ValueError(
+                "Relay: there is no Celery app of the project. Import it where Django is loaded, as in the project's "
+                "__init__.py: from .celery import app as celery_app"
+            )
         self.batch_size, self.idle = batch_size, idle
         self.databases = list(databases) if databases is not None else keeping()
         if unknown := set(self.databases) - set(connections.settings):
             raise ValueError(f"Relay: there is no database {sorted(unknown)!r}; DATABASES has {list(connections)!r}.")
-        self._stop = threading.Event()
+        self._stopped = False
+        self._wake: SimpleQueue[None] = SimpleQueue()  # its put() may interrupt its get(), as a signal handler does
         self._bulk = Bulk(self.app)
         self._upkeep = {alias: Upkeep(self.app, alias) for alias in self.databases}
         self._broker = Outage(idle)
@@ -71,21 +80,30 @@ class Relay:
         self._kept = [connections[alias] for alias in self.databases]
         logger.info("The relay publishes what is due in %s.", ", ".join(self.databases) or "no database")
         try:
-            while not self._stop.is_set():
+            while not self._stopped:
                 busy = self._round()
                 idle = 0 if busy else self.idle * random.uniform(0.5, 1.5)  # noqa: S311 - not all at the same time
-                self._stop.wait(self._broker.pause or idle)
+                self._sleep(self._broker.pause or idle)
         finally:
             self._bulk.close()
             for alias in self.databases:
-                connections[alias].close()
+                _close(alias)
+            logger.info("The relay has ended.")
 
     def stop(self) -> None:
         """End :meth:`run` after the batch that is under way; from a signal handler or another thread."""
-        self._stop.set()
+        self._stopped = True
+        self._wake.put(None)
+
+    def _sleep(self, seconds: float) -> None:
+        with suppress(Empty):
+            self._wake.get(timeout=seconds)
 
     def once(self) -> int:
         """Publish all that is due now, and return how many messages the broker took.
+
+        Runs whose workers have died are left to a relay that stays: whether the database was away, and living workers
+        could not renew their leases, nobody can tell at a glance.
 
         Raises:
             django.db.Error: when a database does not answer.
@@ -93,7 +111,7 @@ class Relay:
         published = 0
         for alias in self.databases:
             self._upkeep[alias].work()
-            while (claimed := self._claim(alias)).rows:
+            while not self._stopped and (claimed := self._claim(alias)).rows:
                 published += self._publish(alias, claimed)
                 if self._broker.pause:  # what was given back is due still
                     break
@@ -102,15 +120,17 @@ class Relay:
 
     def _round(self) -> bool:
         """Do one batch for each database; tell whether there may be more."""
-        busy = False
-        for alias in self.databases:
-            busy = self._batch(alias) or busy
-        return busy
+        sizes = [self._batch(alias) for alias in self.databases]
+        if not any(sizes):
+            self._broker.over()  # perhaps not, but other relays have what was due
+        return self.batch_size in sizes
 
-    def _batch(self, alias: str) -> bool:
-        """Do one batch for a database, unless it is away; tell whether there may be more."""
+    def _batch(self, alias: str) -> int:
+        """Do one batch for a database, unless it is away; return how many deliveries it had."""
         if self._away[alias].lasts():
-            return False
+            return 0
+        if self._away[alias].pause:  # it is back only now, and leases are renewed only now
+            self._upkeep[alias].be_careful()
         try:
             self._upkeep[alias].work()
             claimed = self._claim(alias)
@@ -118,54 +138,69 @@ class Relay:
                 self._publish(alias, claimed)
             else:
                 self._bulk.rest()
-            close_old_connections()
         except Exception as error:
-            if isinstance(error, Error):
-                logger.warning("The relay waits for the database %r: %s", alias, error)
-            else:
-                logger.exception("The relay failed in %r and tries again.", alias)
-            self._upkeep[alias].be_careful()
-            self._away[alias].longer()
-            connections[alias].close()
-            return False
+            self._leave_alone(alias, error)
+            return 0
         self._away[alias].over()
-        return len(claimed.rows) == self.batch_size
+        return len(claimed.rows)
+
+    def _leave_alone(self, alias: str, error: Exception) -> None:
+        if is_conflict(error):
+            logger.info("The relay met another transaction in %r: %s", alias, error)
+            return
+        if isinstance(error, Error):
+            logger.warning("The relay waits for the database %r: %s", alias, error)
+        else:
+            logger.exception("The relay failed in %r and tries again.", alias)
+        self._upkeep[alias].be_careful()
+        self._away[alias].longer()
+        _close(alias)
 
     def _claim(self, alias: str) -> Claimed:
         return deliveries(alias).claim(self.batch_size, GRACE)
 
     def _publish(self, alias: str, claimed: Claimed) -> int:
-        """Publish a batch, mark what the broker has, and give back the rest."""
+        """Publish a batch, mark what the broker has, and give back the rest; return how much it has."""
         known = [row for row in claimed.rows if row.receiver in self.app.tasks]
         self._upkeep[alias].unknown(claimed.claim, [row for row in claimed.rows if row.receiver not in self.app.tasks])
         outcomes = self._bulk.publish([message_of(self.app, row, alias, row.pk) for row in known])
-        rows, errors = deliveries(alias), [error for error in outcomes if error is not None]
-        for queue, ids in self._by_queue(known, outcomes).items():
-            rows.mark(claimed.claim, ids, queue)
-        for seconds, ids in self._refused(known, outcomes).items():
-            rows.release(claimed.claim, ids, seconds)
-        if any(map(is_outage, errors)):
+        taken = [row for row, error in zip(known, outcomes, strict=True) if error is None]
+        refused = [(row, error) for row, error in zip(known, outcomes, strict=True) if error is not None]
+        for queue, ids in self._by_queue(taken).items():
+            deliveries(alias).mark(claimed.claim, ids, queue)
+        self._give_back(alias, claimed.claim, refused)
+        if any(is_outage(error) for _, error in refused):
             self._broker.longer()
         else:
             self._broker.over()
-        return len(known) - len(errors)
+        return len(taken)
 
-    def _by_queue(self, rows: Sequence[Any], outcomes: Sequence[Exception | None]) -> dict[str, list[int]]:
+    def _by_queue(self, rows: Iterable[Any]) -> dict[str, list[int]]:
         found: defaultdict[str, list[int]] = defaultdict(list)
-        for row, error in zip(rows, outcomes, strict=True):
-            if error is None:
-                found[queue_of(self.app, row.receiver, row.options) or ""].append(row.pk)
+        for row in rows:
+            found[queue_of(self.app, row.receiver, row.options) or ""].append(row.pk)
         return found
 
-    def _refused(self, rows: Sequence[Any], outcomes: Sequence[Exception | None]) -> dict[float, list[int]]:
-        """Return what the broker did not take, by the seconds until it is tried again; none of it counts as a run."""
-        found: defaultdict[float, list[int]] = defaultdict(list)
-        for row, error in zip(rows, outcomes, strict=True):
-            if error is None:
-                continue
-            logger.warning("%s will get %r later: %s", row.receiver, row.summary, error)
-            found[0.0 if is_outage(error) else SOON].append(row.pk)
-        return found
+    def _give_back(self, alias: str, claim: int, refused: Sequence[tuple[Any, Exception]]) -> None:
+        """Give back what the broker did not take, for some time later; none of it counts as a run."""
+        alike: defaultdict[tuple[str, float, str], list[int]] = defaultdict(list)
+        for row, error in refused:
+            alike[row.receiver, _patience(error), f"{type(error).__name__}: {error}"].append(row.pk)
+        for (receiver, seconds, reason), ids in alike.items():
+            logger.warning("%d deliveries for %s could not be published: %s", len(ids), receiver, reason)
+            deliveries(alias).release(claim, ids, seconds)
+
+
+def _patience(error: Exception) -> float:
+    """Return the seconds after which a publication is tried again."""
+    if is_outage(error):
+        return 0.0  # the relay itself waits
+    return SOON if isinstance(error, PublishError) else LATER
+
+
+def _close(alias: str) -> None:
+    with suppress(Error):  # what is broken may be too broken to be closed
+        connections[alias].close()
 
 
 class Outage:

@@ -21,16 +21,15 @@ def queue_of(app: Celery, receiver: str, options: dict[str, Any]) -> str | None:
         options: of ``apply_async``.
 
     Returns:
-        None, when the route names an exchange but no queue, or cannot be told; publishing will say why.
+        None, when the route names an exchange, or cannot be told; publishing will say why.
     """
     task: Any = app.tasks.get(receiver)
     declared = {name: getattr(task, name, None) for name in _OF_ROUTES} if task is not None else {}
-    given = {name: value for name, value in {**declared, **options}.items() if name in _OF_ROUTES and value}
+    given = {name: value for name, value in {**declared, **options}.items() if value is not None}
     try:
         route = app.amqp.router.route(given, task.name if task is not None else receiver, (), {}, task)
+        queue = None if route.get("exchange") else route.get("queue") or app.amqp.default_queue
     except Exception as error:  # a route is the project's own code
         logger.warning("The route of %s cannot be told: %r", receiver, error)
         return None
-    queue = route.get("queue")
-    name = getattr(queue, "name", queue)
-    return name if isinstance(name, str) and name and "exchange" not in given else None
+    return str(queue.name) if queue is not None else None

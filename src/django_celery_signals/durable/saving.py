@@ -11,6 +11,7 @@ from functools import wraps
 from typing import Any
 
 from django.db import connections, router, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Model
 from django.db.models.signals import post_save, pre_save
 from django.dispatch import Signal
@@ -31,6 +32,16 @@ def models() -> list[type[Model]]:
 _atomic: list[type[Model]] = []
 
 
+def is_in_transaction(connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether what is written now is committed later."""
+    return connection.in_atomic_block or not autocommits(connection)
+
+
+def autocommits(connection: BaseDatabaseWrapper) -> bool:
+    """Tell it without asking the database: that would open a connection, and a coroutine must not."""
+    return bool(connection.settings_dict["AUTOCOMMIT"] if connection.connection is None else connection.autocommit)
+
+
 def is_save(signal: Signal, sender: Any) -> bool:
     """Tell whether a model's saves send a signal."""
     return signal in (pre_save, post_save) and isinstance(sender, type) and issubclass(sender, Model)
@@ -46,7 +57,7 @@ def make_atomic(sender: type[Model]) -> None:
     @wraps(original)
     def save_base(self: Model, *args: Any, **options: Any) -> Any:
         using = options.get("using") or router.db_for_write(type(self), instance=self)
-        if not conf.get().ATOMIC_SAVES or connections[using].in_atomic_block:
+        if not conf.get().ATOMIC_SAVES or is_in_transaction(connections[using]):
             return original(self, *args, **options)
         with transaction.atomic(using=using, savepoint=False):
             return original(self, *args, **options)
@@ -59,7 +70,7 @@ def mind_the_gap(receiver: str, signal: Signal, sender: Any, using: str) -> None
 
     A model that no ``connect`` with a ``sender=`` has named is met here first; its later saves are atomic.
     """
-    if connections[using].in_atomic_block:
+    if is_in_transaction(connections[using]):
         return
     if is_save(signal, sender):
         make_atomic(sender)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from celery import Celery
+from django.db import connections
 
 from .. import conf
 from ..event import Event
@@ -22,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 BATCH = 1000  # rows of one statement
 EXPIRE_EVERY, PROBE_EVERY, PURGE_EVERY = 1.0, 2.0, 10.0  # seconds
+LONG_LOCK = 0.1  # seconds for which SQLite's lock may be waited for without a thought
 UNKNOWN_WAIT, UNKNOWN_TRIES = 60.0, 60  # seconds, times: an hour, for a deploy may be under way
 
 
@@ -32,8 +35,8 @@ class Upkeep:
         """Begin carefully: while there was no relay, there may have been no database either."""
         self.app, self.using = app, using
         self._probes = Probes(app, using)
-        self._next = {self.expire: 0.0, self._probes.work: 0.0, self.purge: 0.0}
         self._every = {self.expire: EXPIRE_EVERY, self._probes.work: PROBE_EVERY, self.purge: PURGE_EVERY}
+        self._next = dict.fromkeys(self._every, 0.0)
         self.be_careful()
 
     def work(self) -> None:
@@ -45,14 +48,18 @@ class Upkeep:
         now = time.monotonic()
         for act in [act for act, at in self._next.items() if at <= now]:
             self._next[act] = now + self._every[act]
-            act()
+            if act():  # there is more of it
+                self._next[act] = 0.0
 
     def be_careful(self) -> None:
         """End no run for a whole lease: the database was away, and living workers could not renew theirs."""
         self._next[self.expire] = time.monotonic() + conf.get().LEASE
 
-    def expire(self) -> None:
+    def expire(self) -> bool:
         """Let runs whose worker is dead begin again, or give up on a receiver that kills its workers."""
+        if self._has_waited():
+            self.be_careful()
+            return False
         again, spent = deliveries(self.using).expire(BATCH)
         if again:
             logger.warning("%d receivers in %r run again: their workers ended without a word.", again, self.using)
@@ -61,37 +68,51 @@ class Upkeep:
                 f"{row.receiver}: the workers of {CRASH_BUDGET} runs ended without a word, as they do when a receiver "
                 "exhausts the memory, is killed by a time limit, or ends the process."
             )
-            fence = {"pk": row.pk, "token": row.token, "state": State.RUNNING, "due_at__lte": In(0)}
+            fence = {"token": row.token, "state": State.RUNNING, "due_at__lte": In(0)}
             self._give_up(row, fence, error, crashes=CRASH_BUDGET)
+        return again + len(spent) >= BATCH
+
+    def _has_waited(self) -> bool:
+        """Tell whether SQLite's one lock was held for long: living workers could not renew their leases either."""
+        rows = deliveries(self.using)
+        if connections[self.using].vendor != "sqlite" or not rows.due(State.RUNNING).exists():
+            return False
+        began = time.monotonic()
+        rows.filter(pk=0).update(claim=None)  # changes nothing, but takes the lock
+        return time.monotonic() - began > LONG_LOCK
 
     def unknown(self, claim: int, rows: Sequence[Any]) -> None:
         """Wait for a process that has the task; after an hour, give up."""
-        waiting = [row.pk for row in rows if row.reruns < UNKNOWN_TRIES]
-        deliveries(self.using).release(claim, waiting, UNKNOWN_WAIT, counted=True)
+        waiting = [row for row in rows if row.reruns < UNKNOWN_TRIES]
+        deliveries(self.using).release(claim, [row.pk for row in waiting], UNKNOWN_WAIT, counted=True)
+        for receiver, count in Counter(row.receiver for row in waiting).items():
+            logger.warning("No task %r is known here; %d deliveries wait for one.", receiver, count)
         for row in rows:
             if row.reruns < UNKNOWN_TRIES:
-                logger.warning("No task %r is known here; delivery %s waits for one.", row.receiver, row.pk)
                 continue
             error = UnknownReceiver(
                 f"For an hour no relay knew the task {row.receiver!r}. If it was renamed, give the new one "
                 f"former_names=[{row.receiver!r}] and retry; if it was removed, discard."
             )
-            self._give_up(row, {"pk": row.pk, "claim": claim, "state": State.READY}, error)
+            self._give_up(row, {"claim": claim, "state": State.READY}, error)
 
     def _give_up(self, row: Any, fence: dict[str, Any], error: Exception, **counts: Any) -> None:
         task = self.app.tasks.get(row.receiver)
         name = str(task.name) if task is not None else None
-        give_up(deliveries(self.using).filter(**fence), row, error, _event_of(row), task=name, **counts)
+        chosen = deliveries(self.using).filter(pk=row.pk)
+        give_up(chosen.filter(**fence), row, error, _event_of(chosen), task=name, **counts)
 
-    def purge(self) -> None:
+    def purge(self) -> bool:
         """Delete and erase in small steps."""
-        if purged := deliveries(self.using).purge(BATCH):
+        purged = deliveries(self.using).purge(BATCH)
+        if purged:
             logger.info("Purged %d deliveries in %r.", purged, self.using)
-            self._next[self.purge] = 0.0
+        return bool(purged)
 
 
 def _event_of(row: Any) -> Event | None:
+    """Read the event of a delivery; None when it is gone, erased or damaged."""
     try:
-        return parse(row.payload).event
+        return parse(row.values_list("payload", flat=True).first() or "").event
     except DecodeError:
         return None

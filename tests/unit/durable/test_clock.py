@@ -1,0 +1,208 @@
+"""What databases do differently: their clocks, their indexes of a part of a table, and how they find rows to lock."""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.db import connections, transaction
+from django.db.models import Q
+from django.db.models.query import QuerySet
+from django.test.utils import CaptureQueriesContext
+
+from django_celery_signals.durable import clock
+from django_celery_signals.durable.clock import In, PartialIndex, by_primary_key
+from django_celery_signals.durable.deliveries import State, deliveries
+from django_celery_signals.models import Delivery
+from tests.delivering import place
+from tests.elsewhere import execute
+from tests.parameters import each_database
+from tests.waiting import wait_until
+
+TABLE = Delivery._meta.db_table
+
+
+def placed(alias: str, **columns: Any) -> Any:
+    """Write one delivery, and return it as the database keeps it."""
+    place(alias, "tests.nobody", **columns)
+    return deliveries(alias).order_by("-pk").first()
+
+
+# The clock -----------------------------------------------------------------------------------------------------------
+
+
+@each_database
+def test_now(alias: str) -> None:
+    """Now is now, to the microsecond, in a column of any database."""
+    before = datetime.now(UTC)
+    row = placed(alias, due_at=In(0))
+
+    assert before - timedelta(seconds=1) <= row.due_at <= datetime.now(UTC) + timedelta(seconds=1)
+
+
+@each_database
+@pytest.mark.parametrize("seconds", [90.5, -0.000001, -86_400, 30 * 86_400])
+def test_distance(alias: str, seconds: float) -> None:
+    """So many seconds from now are that many, fractions as well, in both directions."""
+    row = placed(alias, created_at=In(0), due_at=In(seconds))
+
+    tolerance = 0.5 if alias in ("default", "other") else 0.0  # there the clock is read twice
+    assert abs((row.due_at - row.created_at).total_seconds() - seconds) <= tolerance
+
+
+@each_database
+def test_time_goes_on_within_a_transaction(alias: str) -> None:
+    """A statement has its own time, not that of its transaction's start."""
+    with transaction.atomic(using=alias):
+        first = placed(alias, due_at=In(0))
+
+        def is_past() -> bool:
+            return deliveries(alias).filter(pk=first.pk, due_at__lt=In(-0.05)).exists()
+
+        wait_until(is_past, what="the time")
+        assert first.due_at < placed(alias, due_at=In(0)).due_at
+
+
+@each_database
+def test_due(alias: str) -> None:
+    """What was due a moment ago is due, and what is due in a moment is not."""
+    for seconds in (-3600, -0.001, 0.5, 3600):
+        place(alias, "tests.nobody", due_at=In(seconds))
+
+    past = deliveries(alias).filter(due_at__lte=In(0)).order_by("pk")
+    assert list(deliveries(alias).order_by("pk")[:2]) == list(past)
+
+
+@each_database("postgres", "mariadb")
+def test_zone_of_the_session(alias: str) -> None:
+    """Whatever zone the session is in, the clock tells the time as Django keeps it."""
+    execute(alias, "SET TIME ZONE '+05:00'" if alias == "postgres" else "SET time_zone = '+05:00'")
+
+    (age,) = deliveries(alias).filter(pk=placed(alias, due_at=In(-10)).pk).values_list("due_at", flat=True)
+
+    assert 9 < (datetime.now(UTC) - age).total_seconds() < 15
+    connections[alias].close()
+
+
+@each_database
+@pytest.mark.parametrize("seconds", [1e12, math.inf, -math.inf, math.nan], ids=str)
+def test_the_end_of_time(alias: str, seconds: float) -> None:
+    """No distance is too far for a database, or for Python: it ends after a hundred years."""
+    row = placed(alias, due_at=In(seconds))
+
+    years = (row.due_at - datetime.now(UTC)).days / 365
+    assert round(math.copysign(100, seconds)) == round(years)
+
+
+@each_database("default")
+@pytest.mark.parametrize(("microsecond", "due"), [(499_999, 0), (500_000, 1), (500_001, 1), (0, 0)])
+def test_text_of_sqlite(alias: str, monkeypatch: pytest.MonkeyPatch, microsecond: int, due: int) -> None:
+    """SQLite compares times as text, so ours is written as Django's: with six digits, or with none."""
+    moment = datetime(2030, 1, 1, 12, tzinfo=UTC)
+    place(alias, "tests.nobody", due_at=moment.replace(microsecond=500_000))
+    place(alias, "tests.nobody", due_at=moment.replace(microsecond=1))
+
+    class Stopped(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return moment.replace(microsecond=microsecond)
+
+    monkeypatch.setattr(clock, "datetime", Stopped)
+
+    assert due + (microsecond > 0) == deliveries(alias).filter(due_at__lte=In(0)).count()
+
+
+@each_database("postgres")
+def test_clock_is_an_index_condition(alias: str) -> None:
+    """PostgreSQL finds what is due by its index; by a clock that moves within a statement it could not."""
+    with transaction.atomic(using=alias):
+        execute(alias, "SET LOCAL enable_seqscan = off")
+        execute(alias, "SET LOCAL enable_bitmapscan = off")
+        plan = deliveries(alias).due(State.READY).explain()
+
+    assert "Index Scan using dcs_delivery_due" in plan
+    assert "Index Cond: (due_at <= statement_timestamp())" in plan
+
+
+# Indexes -------------------------------------------------------------------------------------------------------------
+
+CONDITIONS = {
+    "dcs_delivery_due": "due_at is not null",
+    "dcs_delivery_sent": "state = 2",
+    "dcs_delivery_key": "key is not null",
+    "dcs_delivery_failed": "state = 4",
+}
+DEFINITIONS = {
+    "sqlite": f"SELECT name, sql FROM sqlite_master WHERE tbl_name = '{TABLE}' AND name LIKE 'dcs%%'",
+    "postgresql": f"SELECT indexname, indexdef FROM pg_indexes WHERE tablename = '{TABLE}' AND indexname LIKE 'dcs%%'",
+    "mysql": "SELECT index_name, index_name FROM information_schema.statistics "
+    f"WHERE table_schema = DATABASE() AND table_name = '{TABLE}' AND index_name LIKE 'dcs%%'",
+}
+
+
+@each_database("default", "postgres")
+def test_indexes_of_a_part(alias: str) -> None:
+    """Where a database has indexes of a part of a table, they hold only the rows that are looked for."""
+    found = execute(alias, DEFINITIONS[connections[alias].vendor])
+
+    assert CONDITIONS == {name: condition_of(sql) for name, sql in found}
+
+
+def condition_of(sql: str) -> str:
+    """Return an index's condition in plain letters."""
+    return re.sub('["()]', "", sql.lower().partition(" where ")[2])
+
+
+@each_database("mariadb")
+def test_indexes_of_a_whole(alias: str) -> None:
+    """Where it has none, the indexes are there all the same, of all rows."""
+    assert CONDITIONS.keys() == dict(execute(alias, DEFINITIONS["mysql"])).keys()
+
+
+@each_database
+def test_models_have_no_warning(alias: str) -> None:
+    """``manage.py check`` has nothing to say of the indexes, whatever the database."""
+    assert [] == Delivery.check(databases=[alias])
+
+
+def test_index_in_a_migration() -> None:
+    """A migration writes an index with its condition, and reads it back as the same."""
+    index = PartialIndex("due_at", "id", name="due", where=Q(due_at__isnull=False))
+
+    path, args, kwargs = index.deconstruct()
+
+    assert (f"{clock.__name__}.PartialIndex", ("due_at", "id")) == (path, args)
+    assert {"name": "due", "where": Q(due_at__isnull=False)} == kwargs
+    assert index == PartialIndex(*args, **kwargs) == index.clone()
+    assert index != PartialIndex(*args, **{**kwargs, "where": Q(due_at__isnull=True)})
+
+
+# Rows to lock --------------------------------------------------------------------------------------------------------
+
+
+@each_database("mariadb")
+def test_rows_are_found_by_their_keys(alias: str) -> None:
+    """MariaDB is told to find by their keys what it is to lock, once in each statement."""
+    connection, rows = connections[alias], QuerySet(Delivery, using=alias).filter(pk__in=[1, 2])
+    with transaction.atomic(using=alias), CaptureQueriesContext(connection) as queries:
+        with by_primary_key(connection, Delivery):
+            list(rows.select_for_update().values_list("pk"))
+            rows.update(claim=1)
+            rows._raw_delete(alias)
+        rows.update(claim=1)
+
+    hint = f"`{TABLE}` FORCE INDEX (PRIMARY) "
+    assert [1, 1, 1, 0] == [query["sql"].count(hint) for query in queries]
+
+
+@each_database("default", "postgres")
+def test_other_databases_need_no_telling(alias: str) -> None:
+    """No other database is told how to find rows."""
+    connection = connections[alias]
+    with CaptureQueriesContext(connection) as queries, by_primary_key(connection, Delivery):
+        QuerySet(Delivery, using=alias).filter(pk__in=[1, 2]).update(claim=1)
+
+    assert ["FORCE" in query["sql"] for query in queries] == [False]

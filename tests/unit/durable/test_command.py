@@ -1,0 +1,281 @@
+"""``manage.py signals``: the relay by hand, and what to do about deliveries that have failed."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from io import StringIO
+from typing import Any
+
+import pytest
+from celery import Celery
+from django.core.management import call_command
+from django.core.management.base import CommandError
+
+from django_celery_signals.durable import relay
+from django_celery_signals.durable.deliveries import State, deliveries
+from django_celery_signals.durable.relay import Relay
+from django_celery_signals.management.commands import signals as module
+from tests.brokers import Broker
+from tests.delivering import moment, place, states
+from tests.drain import take
+from tests.making import Tasks
+
+pytestmark = pytest.mark.django_db(databases=["default", "other"])
+
+FAILED = {"state": State.FAILED, "due_at": moment(3600), "finished_at": moment(0), "error_type": "Boom"}
+
+
+@pytest.fixture(autouse=True)
+def two_databases(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Deliveries are kept in two databases; the process handles signals afterwards as it did before."""
+    for user in (module, relay):
+        monkeypatch.setattr(user, "keeping", lambda: ["default", "other"])
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def say(*words: str) -> str:
+    """Run the command, and return what it says."""
+    out = StringIO()
+    call_command("signals", *words, stdout=out)
+    return out.getvalue()
+
+
+def failed(alias: str = "default", receiver: str = "shop.note", **columns: Any) -> int:
+    """Write a delivery that has failed, and return its number."""
+    facts = {"fingerprint": "shop.Boom in shop.views.buy", "signal": "shop.signals:paid", **FAILED, **columns}
+    place(alias, receiver, **facts)
+    return int(deliveries(alias).latest("pk").pk)
+
+
+# relay ---------------------------------------------------------------------------------------------------------------
+
+
+def test_relay_once(celery_app: Celery, tasks: Tasks) -> None:
+    """--once publishes what is due in every database, says how much, and ends."""
+    for alias in ("default", "other"):
+        place(alias, tasks.shared(), 2)
+
+    assert "published: 4\n" == say("relay", "--once")
+    assert 4 == len(take(celery_app))
+
+
+def test_relay_of_one_database(tasks: Tasks) -> None:
+    """--database chooses databases."""
+    for alias in ("default", "other"):
+        place(alias, tasks.shared())
+
+    assert "published: 1\n" == say("relay", "--once", "--database", "other")
+    assert ({"ready": 1}, {"sent": 1}) == (states("default"), states("other"))
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_relay_until_a_signal(tasks: Tasks, number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without --once it runs until it is told to end, in batches of the size that was given."""
+    sizes: list[int] = []
+
+    def sleep(self: Relay, seconds: float) -> None:
+        sizes.append(self.batch_size)
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(Relay, "_sleep", sleep)
+    place("default", tasks.shared(), 5)
+
+    assert "relay: default\n" == say("relay", "--database=default", "--batch-size=3")
+    assert [3] == sizes
+    assert {"sent": 3, "ready": 2} == states("default")
+
+
+def test_relay_knows_what_a_worker_knows(celery_app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The relay imports the modules that Celery's settings name, as a worker does, for their tasks are no strangers."""
+    imported: list[Any] = []
+    monkeypatch.setattr(celery_app.loader, "import_default_modules", lambda: imported.append(True))
+
+    say("relay", "--once")
+
+    assert [True] == imported
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--batch-size=0"], "batch_size=0 must be at least 1"),
+        (["--database=nowhere"], "there is no database .'nowhere'.; DATABASES has"),
+    ],
+)
+def test_relay_that_cannot_be(words: list[str], reason: str) -> None:
+    """What cannot be is refused, with what can."""
+    with pytest.raises(CommandError, match=reason):
+        say("relay", "--once", *words)
+
+
+# list-failed ---------------------------------------------------------------------------------------------------------
+
+
+def test_list(tasks: Tasks) -> None:
+    """list-failed shows one line for each, the newest first, with all that helps but no value of the sending."""
+    old = failed(finished_at=moment(-60), payload="secret", error_message="secret", traceback="secret", attempts=20)
+    new = failed(crashes=5, payload=None)
+    other = failed("other")
+    place("default", tasks.shared())
+
+    lines = say("list-failed").splitlines()
+
+    assert [f"default:{new}", f"default:{old}", f"other:{other}"] == [line.split()[0] for line in lines]
+    when = f"{deliveries('default').get(pk=old).finished_at:%Y-%m-%d %H:%M:%S}"
+    assert f"default:{old}  {when}  shop.note  bell  shop.Boom in shop.views.buy  attempts=20 crashes=0" == lines[1]
+
+
+def test_list_is_limited() -> None:
+    """--limit is the most that are shown, of all databases together."""
+    for _ in range(3):
+        failed()
+    failed("other")
+
+    assert 2 == len(say("list-failed", "--limit=2").splitlines())
+    assert 3 == len(say("list-failed", "--limit=3").splitlines())
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "many"])
+def test_limit_that_cannot_be(limit: str) -> None:
+    """A limit is a number above zero."""
+    with pytest.raises(CommandError, match="must be a number, at least 1"):
+        say("list-failed", f"--limit={limit}")
+
+
+def test_nothing_to_list() -> None:
+    """Where there is nothing to show, it says whether that is for the filters."""
+    assert "No delivery has failed.\n" == say("list-failed")
+    failed()
+    assert "There is no such failed delivery.\n" == say("list-failed", "--receiver=shop.other")
+
+
+FILTERS = [
+    (["--receiver=shop.note"], ["note", "other"]),
+    (["--receiver=shop"], []),
+    (["--signal=paid"], ["note", "greet", "other"]),
+    (["--signal=shop.signals:paid"], ["note", "greet", "other"]),
+    (["--signal=aid"], []),
+    (["--signal=prepaid"], ["prepaid"]),
+    (["--error=Boom"], ["note", "prepaid", "other"]),
+    (["--error=shop.views"], ["note", "greet", "prepaid", "other"]),
+    (["--error=TimeoutError", "--signal=paid"], ["greet"]),
+    (["--database=other"], ["other"]),
+    (["--database=other", "--receiver=shop.greet"], []),
+]
+
+
+@pytest.fixture
+def some() -> dict[str, str]:
+    """Some failed deliveries, by the names that list-failed gives them."""
+    return {
+        f"default:{failed()}": "note",
+        f"default:{failed(receiver='shop.greet', fingerprint='TimeoutError in shop.views.greet')}": "greet",
+        f"default:{failed(receiver='shop.prepaid', signal='shop.signals:prepaid')}": "prepaid",
+        f"other:{failed('other')}": "other",
+    }
+
+
+@pytest.mark.parametrize(("words", "expected"), FILTERS, ids=lambda value: " ".join(value))
+def test_filters(some: dict[str, str], words: list[str], expected: list[str]) -> None:
+    """Receiver, signal, error and database narrow what is chosen, one by one or together."""
+    listed = [line.split()[0] for line in say("list-failed", *words).splitlines() if ":" in line]
+
+    assert expected == [name for number, name in some.items() if number in listed]
+
+
+def test_numbers(some: dict[str, str]) -> None:
+    """--id takes what list-failed shows, as often as one likes, and touches no other database's deliveries."""
+    first, *_, last = some
+    for alias in ("default", "other"):
+        failed(alias, pk=77_000)
+
+    assert [first, last] == [line.split()[0] for line in say("list-failed", "--id", first, "--id", last).splitlines()]
+    assert ["default:77000"] == [line.split()[0] for line in say("list-failed", "--id=default:77000").splitlines()]
+    assert "There is no such failed delivery.\n" == say("list-failed", "--id", first, "--database=other")
+
+
+@pytest.mark.parametrize("number", ["5", "default:", ":5", "default:x"])
+def test_numbers_that_cannot_be(number: str) -> None:
+    """A number without its database might be another delivery's."""
+    with pytest.raises(CommandError, match="must name the database, too, as list-failed shows it: default:5"):
+        say("discard", "--id", number)
+
+
+# retry and discard ---------------------------------------------------------------------------------------------------
+
+
+def test_retry(celery_app: Celery, tasks: Tasks) -> None:
+    """retry lets deliveries start anew, with all their attempts; the relay publishes them."""
+    failed(receiver=tasks.shared().name, attempts=20, crashes=5, reruns=60, sends=3)
+
+    assert "default: 1 retried\nother: 0 retried\n" == say("retry", "--all")
+
+    row = deliveries("default").get()
+    assert (State.READY, 0, 0, 0, 0) == (row.state, row.attempts, row.crashes, row.reruns, row.sends)
+    assert "published: 1\n" == say("relay", "--once")
+    assert 1 == len(take(celery_app))
+
+
+def test_retry_without_a_payload() -> None:
+    """What has lost its payload cannot start anew, stays as it is, and is said."""
+    failed()
+    failed(payload=None)
+    said = "default: 1 cannot be retried: they have lost their payload.\nother: 0 {}retried\n"
+
+    assert "default: 1 would be retried\n" + said.format("would be ") == say("retry", "--all", "--dry-run")
+    assert {"failed": 2} == states("default")
+    assert "default: 1 retried\n" + said.format("") == say("retry", "--all")
+    assert {"failed": 1, "ready": 1} == states("default")
+
+
+def test_discard(some: dict[str, str], tasks: Tasks) -> None:
+    """discard deletes what was chosen and nothing else; a dry run deletes nothing."""
+    place("default", tasks.shared())
+
+    assert "default: 2 would be discarded\nother: 1 would be discarded\n" == say(
+        "discard", "--signal=paid", "--dry-run"
+    )
+    assert {"failed": 3, "ready": 1} == states("default")
+    assert "default: 2 discarded\nother: 1 discarded\n" == say("discard", "--signal=paid")
+    assert ({"failed": 1, "ready": 1}, {}) == (states("default"), states("other"))
+    assert "default: 1 discarded\nother: 0 discarded\n" == say("discard", "--all")
+    assert {"ready": 1} == states("default")
+
+
+def test_discard_by_number(some: dict[str, str]) -> None:
+    """Only the databases that are named are touched."""
+    first = next(iter(some))
+
+    assert "default: 1 discarded\n" == say("discard", "--id", first)
+    assert ({"failed": 2}, {"failed": 1}) == (states("default"), states("other"))
+
+
+@pytest.mark.parametrize("word", ["retry", "discard"])
+@pytest.mark.parametrize("words", [[], ["--database=default"], ["--dry-run"]], ids=["bare", "database", "dry run"])
+def test_all_must_be_meant(word: str, words: list[str]) -> None:
+    """Without a filter, --all is asked for, so that nobody changes everything by accident."""
+    failed()
+
+    with pytest.raises(CommandError, match="Choose deliveries by --id, --receiver, --signal or --error, or give --all"):
+        say(word, *words)
+    assert {"failed": 1} == states("default")
+
+
+@pytest.mark.parametrize("words", ["list-failed", "retry --all", "discard --all"])
+def test_unknown_database(words: str) -> None:
+    """A database that is not there is an error that names those that are, before anything is changed."""
+    failed()
+    with pytest.raises(CommandError, match="There is no database 'nowhere'; DATABASES has default, other"):
+        say(*words.split(), "--database=default", "--database=nowhere")
+    assert {"failed": 1} == states("default")
+
+
+def test_a_word_is_needed() -> None:
+    """Without a word the command names its words."""
+    with pytest.raises(CommandError, match=r"relay\|list-failed\|retry\|discard"):
+        say()
