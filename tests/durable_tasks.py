@@ -6,6 +6,7 @@ The tests connect them, and count the rows: a person is an effect, a tag is what
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -67,6 +68,13 @@ def follow_order(instance: RushOrder, using: str, event: Event) -> None:
 
 
 @shared_task(base=ReceiverTask, guarantee="durable")
+def die(name: str, using: str, event: Event) -> None:
+    """Take the process along, each time."""
+    _leave(name, using, event)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@shared_task(base=ReceiverTask, guarantee="durable")
 def stay_inside(name: str, using: str, event: Event) -> None:
     """Work until a file is there, in the transaction that completes the delivery."""
     _leave(name, using, event)
@@ -117,7 +125,7 @@ def effects(using: str) -> dict[str, int]:
     return dict(Counter(Person.objects.using(using).values_list("name", flat=True)))
 
 
-def wait_until_done(using: str, *, timeout: float = 40) -> None:
+def wait_until_done(using: str, *, timeout: float = 90) -> None:
     """Return as soon as no delivery is open."""
     rows = deliveries(using)
     wait_until(lambda: not rows.all().exists(), timeout=timeout, what="the last delivery")

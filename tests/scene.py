@@ -19,6 +19,7 @@ from tests.project import durable_settings
 from tests.reports import Reports
 
 REAL_PAUSES = "DCS_TESTS_REAL_PAUSES"  # in the environment of a process: leave the library's pauses as they are
+CRASH_BUDGET = "DCS_TESTS_CRASH_BUDGET"  # in the environment: that budget, for it takes a quarter of a minute to spend
 ROLES = "tests.durable_roles"
 BEGIN = f"import sys, django; django.setup(); import {ROLES}; {ROLES}.main(*sys.argv[1:])"
 

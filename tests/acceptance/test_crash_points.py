@@ -1,37 +1,25 @@
-"""Processes are killed at every place where it could matter: nothing is lost, nothing is a ghost, effects happen once."""
+"""Processes are killed or stopped wherever it could matter: nothing is lost, nothing a ghost, effects happen once."""
 
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from django_celery_signals.durable.deliveries import deliveries
 from tests import crashing
-from tests.brokers import Broker
-from tests.durable_tasks import connected_to, effects, inside, late, outside, place, wait_until_done
-from tests.processes import Process, Processes
-from tests.scene import Scene, each_pair
+from tests.durable_tasks import connected_to, die, effects, inside, late, outside, place, wait_until_done
+from tests.processes import Process
+from tests.scene import CRASH_BUDGET, Scene, each_pair
 from tests.shop.models import Order, Tag
 from tests.waiting import wait_until
 
 DATABASES = ("default", "postgres", "mariadb")
 EVERYWHERE = list(product(DATABASES, ("redis", "rabbitmq")))
 ROTATED = list(zip(DATABASES, ("filesystem", "rabbitmq", "redis"), strict=True))
-
-
-@pytest.fixture
-def scene(alias: str, broker: Broker, processes: Processes, tmp_path: Path) -> Scene:
-    return Scene(alias=alias, broker=broker, processes=processes, folder=tmp_path)
-
-
-@pytest.fixture
-def by_relay(settings: Any) -> None:
-    """Senders of this process leave everything to the relay."""
-    settings.DJANGO_CELERY_SIGNALS = {**settings.DJANGO_CELERY_SIGNALS, "FAST_PATH_LIMIT": 0}
 
 
 @each_pair(*EVERYWHERE)
@@ -53,8 +41,8 @@ def test_sender(scene: Scene) -> None:
 
 
 def ends(scene: Scene) -> dict[int, str]:
-    """Return how Celery saw the end of each process's last task."""
-    return {report["pid"]: report["state"] for report in scene.reports.of("ended")}
+    """Return how Celery saw the end of each process's first receiver: the one that was stopped."""
+    return {report["pid"]: report["state"] for report in reversed(scene.reports.of("ended"))}
 
 
 def bodies(scene: Scene) -> list[dict[str, Any]]:
@@ -87,14 +75,24 @@ def test_relay(scene: Scene) -> None:
     relay.kill()
 
 
+LATE = ("in the body", "over")  # where it matters that a message is delivered again, for nobody has acknowledged it
+
 # How often each receiver leaves its effect when it is killed once. Without a transaction: again after a kill.
 EFFECTS = {
     **{f"inside {point}": 1 for point in crashing.WORKER},
-    **{f"late {point}": 1 for point in crashing.WORKER},
+    **{f"late {point}": 1 for point in LATE},
     **{f"outside {point}": 1 for point in crashing.WORKER},
     "outside in the body": 2,
     "outside after the body": 2,
 }
+
+
+def place_for_all(scene: Scene) -> None:
+    """Send an event for each point to each receiver."""
+    with connected_to(inside, outside):
+        place(scene.alias, crashing.WORKER)
+    with connected_to(late):
+        place(scene.alias, LATE)
 
 
 @each_pair(*EVERYWHERE)
@@ -103,8 +101,7 @@ def test_child_of_a_worker(scene: Scene) -> None:
     crashes = scene.crashes(*crashing.WORKER)
     worker = scene.worker(crashes, pool="prefork", concurrency=3, EMBED_RELAY=True)
 
-    with connected_to(inside, outside, late):
-        place(scene.alias, crashing.WORKER)
+    place_for_all(scene)
 
     wait_until_done(scene.alias)
     assert EFFECTS == effects(scene.alias)
@@ -117,8 +114,7 @@ def test_child_of_a_worker(scene: Scene) -> None:
 def test_worker(scene: Scene) -> None:
     """A whole worker killed at any place, and started again, runs its events again, and effects happen once (H47)."""
     crashes = scene.crashes(*crashing.WORKER)
-    with connected_to(inside, outside, late):
-        place(scene.alias, crashing.WORKER)
+    place_for_all(scene)
 
     for number in range(len(EFFECTS)):
         worker = scene.worker(crashes, EMBED_RELAY=True)
@@ -128,6 +124,23 @@ def test_worker(scene: Scene) -> None:
     worker = scene.worker(crashes, EMBED_RELAY=True)
     wait_until_done(scene.alias)
     assert EFFECTS == effects(scene.alias)
+    worker.kill()
+
+
+@each_pair(("postgres", "rabbitmq"), ("mariadb", "redis"))
+def test_deadly_receiver(scene: Scene) -> None:
+    """A receiver that kills its process each time is given up when its budget of crashes is spent; others go on."""
+    worker = scene.worker(pool="prefork", concurrency=2, env={CRASH_BUDGET: "2"}, EMBED_RELAY=True)
+
+    with connected_to(die, inside):
+        place(scene.alias, ["deadly"])
+
+    failed = deliveries(scene.alias).failed()
+    wait_until(failed.all().exists, what="the end")
+    assert [0, 1] == [report["charged"] for report in scene.reports.of("die")]
+    assert [(2, "django_celery_signals.exceptions.WorkerLost")] == list(failed.values_list("crashes", "error_type"))
+    assert {"inside deadly": 1} == effects(scene.alias)
+    assert worker.is_running()
     worker.kill()
 
 
@@ -161,6 +174,30 @@ def test_stopped_worker(scene: Scene) -> None:
     assert not deliveries(scene.alias).exists()
     worker.kill()
     another.kill()
+
+
+@each_pair(("postgres", "rabbitmq"), ("mariadb", "redis"))
+def test_stopped_worker_and_its_rival(scene: Scene) -> None:
+    """What a stopped worker has done is not committed while another one has its event, which completes in peace."""
+    crashes = scene.crashes("in the body", by=signal.SIGSTOP)
+    worker = scene.worker(crashes)
+    with connected_to(inside):
+        place(scene.alias, ["in the body"])
+    crashes.wait_for("inside in the body")
+
+    theirs = replace(crashes, folder=scene.folder / "their crashes")
+    rival = scene.worker(theirs, EMBED_RELAY=True)
+    theirs.wait_for("inside in the body")
+    crashes.resume()
+    wait_until(lambda: worker.pid in ends(scene), what="the end of the first run")
+    assert ("IGNORED", {}) == (ends(scene)[worker.pid], effects(scene.alias))
+    theirs.resume()
+
+    wait_until_done(scene.alias)
+    wait_until(lambda: rival.pid in ends(scene), what="the end of the second run")
+    assert ("SUCCESS", {"inside in the body": 1}) == (ends(scene)[rival.pid], effects(scene.alias))
+    worker.kill()
+    rival.kill()
 
 
 @each_pair(("default", "filesystem"))

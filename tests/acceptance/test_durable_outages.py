@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from django.db import connections
@@ -29,7 +28,7 @@ from tests.durable_tasks import (
     wait_until_done,
 )
 from tests.peers import Peer, in_front_of, settings_through
-from tests.processes import Process, Processes
+from tests.processes import Process
 from tests.scene import REAL_PAUSES, Scene, each_pair
 from tests.waiting import wait_until
 
@@ -38,21 +37,12 @@ LEASE = 1  # seconds, in the processes
 
 
 @pytest.fixture
-def scene(alias: str, broker: Broker, processes: Processes, tmp_path: Path) -> Scene:
-    return Scene(alias=alias, broker=broker, processes=processes, folder=tmp_path)
-
-
-@pytest.fixture
-def by_relay(settings: Any) -> None:
-    """Senders of this process leave everything to the relay."""
-    settings.DJANGO_CELERY_SIGNALS = {**settings.DJANGO_CELERY_SIGNALS, "FAST_PATH_LIMIT": 0}
-
-
-@pytest.fixture
 def database(scene: Scene) -> Iterator[Peer]:
     """A port in front of the database, by which the processes reach it."""
     settings = connections[scene.alias].settings_dict
-    peer = Peer(settings["HOST"] or "127.0.0.1", int(settings["PORT"] or {"postgres": 5432, "mariadb": 3306}[scene.alias]))
+    peer = Peer(
+        settings["HOST"] or "127.0.0.1", int(settings["PORT"] or {"postgres": 5432, "mariadb": 3306}[scene.alias])
+    )
     scene.ports[scene.alias] = peer.port
     yield peer
     peer.close()
@@ -112,7 +102,7 @@ def test_worker_away(scene: Scene) -> None:
     """However long published events wait for a worker, none is published again; one that is lost among them is."""
     scene.keep = 60
     relay = scene.relay()
-    names = [f"{number}" for number in range(200)]
+    names = [f"{number}" for number in range(100)]
     with connected_to(quickly):
         place(scene.alias, names)
     wait_until(lambda: is_published(scene), what="the publication of all")
@@ -200,8 +190,8 @@ def test_storm(scene: Scene) -> None:
 @pytest.mark.usefixtures("by_relay")
 @each_pair(*SERVERS)
 def test_silence_in_a_batch(scene: Scene) -> None:
-    """A broker that falls silent under two relays gets at most what each had under way once more, and that runs once."""
-    names, batch = [f"{number}" for number in range(400)], 40
+    """A broker that falls silent under two relays gets at most what each had under way once more; it runs once."""
+    names, batch = [f"{number}" for number in range(200)], 20
     with in_front_of(scene.broker) as peer:
         peer.be_silent()
         relays = relays_through(peer, scene, batch)

@@ -5,15 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from urllib.request import urlopen
 
-import pytest
-
 from django_celery_signals.durable.deliveries import State, deliveries
-from tests.brokers import Broker
 from tests.drain import waiting
-from tests.processes import Processes
 from tests.scene import Scene, each_pair
 from tests.shop.models import Order
 from tests.waiting import wait_until
@@ -22,14 +17,10 @@ GUNICORN = ["gunicorn", "--bind=127.0.0.1:0", "--worker-class=gthread", "--threa
 PAGES = 24
 
 
-@pytest.fixture
-def scene(alias: str, broker: Broker, processes: Processes, tmp_path: Path) -> Scene:
-    return Scene(alias=alias, broker=broker, processes=processes, folder=tmp_path, apps=["tests.notices"])
-
-
 @each_pair(("default", "rabbitmq"), ("default", "redis"))
 def test_preloaded_server(scene: Scene) -> None:
     """A server that sent before it forked sends in its processes and threads, each event once and without a relay."""
+    scene.apps = ["tests.notices"]
     command = ["python", "-m", *GUNICORN, "--preload", "tests.project.preloaded:application"]
     environment = scene.environment(GUARANTEE="durable")
     server = scene.processes.start(*command, name="gunicorn", env=environment, ready="Booting worker")

@@ -58,12 +58,11 @@ def published(app: Celery, **options: Any) -> int:
 
 
 @each_durable_broker
-@pytest.mark.parametrize("batch_size", [500, MANY])
-def test_everything_is_published_once(celery_app: Celery, tasks: Tasks, broker: Broker, batch_size: int) -> None:
+def test_everything_is_published_once(celery_app: Celery, tasks: Tasks, broker: Broker) -> None:
     """More messages than may be on their way without a confirm arrive once each, oldest first, and are marked."""
     place("default", tasks.shared(), MANY)
 
-    assert MANY == published(celery_app, batch_size=batch_size)
+    assert MANY == published(celery_app, batch_size=MANY)
 
     assert sorted(deliveries("default").values_list("pk", flat=True)) == taken(broker)
     assert {"sent": MANY} == states("default")
@@ -282,6 +281,8 @@ def test_broker_that_breaks_off(
 @each_broker("rabbitmq", "redis")
 def test_broker_that_is_slow(celery_app: Celery, tasks: Tasks, broker: Broker) -> None:
     """A broker far away costs a batch some round trips, and not one for each message."""
+    if broker.name == "redis" and not hasattr(Producer, "batch"):
+        pytest.skip("kombu has no batches before 5.7")
     place("default", tasks.shared(), 400)
     with in_front_of(broker) as peer:
         configure(settings_through(peer, broker))
@@ -441,7 +442,7 @@ def test_one_of_many(celery_app: Celery, receiving: Receiving, broker: Broker) -
     assert [] == list(deliveries("default"))
 
 
-@each_broker("rabbitmq", "redis")
+@each_broker("rabbitmq")
 @each_database("postgres")
 def test_long_queue(alias: str, celery_app: Celery, tasks: Tasks, broker: Broker) -> None:
     """Of 100,000 deliveries behind a worker that is stopped for ten minutes none is repeated: only probes are sent."""
@@ -458,6 +459,18 @@ def test_long_queue(alias: str, celery_app: Celery, tasks: Tasks, broker: Broker
     assert {TASK: 60} == Counter(message.task for message in messages(broker))
     assert {"sent": 100_000} == states(alias)
     assert {1} == set(deliveries(alias).values_list("sends", flat=True).distinct())
+
+
+@each_broker("rabbitmq")
+def test_queue_that_is_declared_elsewhere(celery_app: Celery, tasks: Tasks, broker: Broker) -> None:
+    """A queue of which this process does not know the arguments is probed all the same."""
+    name = broker.queue_named("theirs")
+    with broker.connection() as connection, connection.channel() as channel:
+        Queue(name, max_priority=3)(channel).declare()
+    place_sent("default", tasks.shared(), name)
+    look_after(celery_app, "default")
+
+    assert [TASK] == [message.task for message in messages(broker, name)]
 
 
 # What it costs -------------------------------------------------------------------------------------------------------
@@ -567,13 +580,13 @@ def test_forks_of_a_worker_with_a_relay(scene: Scene) -> None:
     scene.celery = {"worker_max_tasks_per_child": 1}
     worker = scene.worker(pool="prefork", concurrency=2, EMBED_RELAY=True)
 
-    for _ in range(3):
+    for _ in range(2):
         leave_to_the_relay(scene, 5)
         wait_until_done(scene.alias)
 
-    assert 15 <= len({facts["pid"] for facts in scene.reports.wait_for("ended", 15)})
+    assert 10 <= len({facts["pid"] for facts in scene.reports.wait_for("ended", 10)})
     assert [] == [words for words in TROUBLE if words in worker.log]
-    assert {f"inside {number}": 3 for number in range(5)} == effects(scene.alias)
+    assert {f"inside {number}": 2 for number in range(5)} == effects(scene.alias)
     worker.kill()
 
 

@@ -13,7 +13,7 @@ from .relay import Relay, keeping
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 10.0  # seconds for which the end of a worker waits for the relay's batch
+PATIENCE = 15.0  # seconds for which the end of a worker waits for the relay's batch
 
 _running: list[tuple[Relay, threading.Thread]] = []
 

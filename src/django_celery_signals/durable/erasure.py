@@ -10,13 +10,13 @@ from operator import or_
 from typing import Any
 
 from django.apps import apps
+from django.core.exceptions import ValidationError
 from django.db.models import Model, Q
 
 from ..codec.core import Unencodable
 from ..codec.instances import InstanceEncoder
 from .deliveries import STEP, deliveries
 from .relay import keeping
-
 
 
 def forget(instance: Model) -> int:
@@ -63,7 +63,10 @@ def _keys(instance: Model) -> list[Any]:
 
 
 def _forms(field: Any, value: Any) -> list[Any]:
-    read = field.to_python(value)
+    try:
+        read = field.to_python(value)
+    except ValidationError:  # it is none of this field's, or an expression
+        return [value]
     return [value, read, str(read)]
 
 

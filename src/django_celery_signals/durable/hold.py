@@ -164,7 +164,7 @@ class Held:
         """Give up: the row stays, with the reason."""
         counts = {"task": self.task.name, "attempts": F("attempts") + 1}
         if not self._surely(lambda: give_up(self._row(), self.known, error, event, **counts)):
-            return self._superseded(event)
+            return self._too_late(event, error) if self.completed else self._superseded(event)
         return failed(self.task, event, error)
 
     def raised(self, event: Event, error: Exception) -> Exception:
@@ -230,6 +230,7 @@ class Held:
     def _superseded(self, event: Event | None, error: LeaseLost | None = None) -> Exception:
         """Tell that another run has it, or that a commit of which the outcome was unknown has succeeded."""
         error = error or LeaseLost(f"{self.known.receiver}: delivery {self.lease.pk} of {self.lease.using!r} is gone.")
+        self.lease.ending = True
         logger.warning("%s", error)
         failed(self.task, event, error, will_retry=True)
         return Ignore(str(error))

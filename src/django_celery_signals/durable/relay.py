@@ -8,7 +8,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from queue import Empty, SimpleQueue
 from typing import Any
 
 from celery import Celery
@@ -29,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 GRACE = 30.0  # seconds after which another relay publishes what this one has claimed and not marked
 SOON, LATER = 5.0, 60.0  # seconds until what the broker refused is published again, and what cannot be published here
+NAP = 0.2  # seconds until a relay that sleeps finds out that it is to stop
 LONGEST_PAUSE = 10.0  # seconds between two tries while the database or the broker is away
 
 
@@ -66,8 +66,7 @@ class Relay:
         self.databases = list(databases) if databases is not None else keeping()
         if unknown := set(self.databases) - set(connections.settings):
             raise ValueError(f"Relay: there is no database {sorted(unknown)!r}; DATABASES has {list(connections)!r}.")
-        self._stopped = False
-        self._wake: SimpleQueue[None] = SimpleQueue()  # its put() may interrupt its get(), as a signal handler does
+        self._stopped = False  # no lock: a signal handler may come while the relay itself has it
         self._bulk = Bulk(self.app)
         self._upkeep = {alias: Upkeep(self.app, alias) for alias in self.databases}
         self._broker = Outage(idle)
@@ -93,11 +92,11 @@ class Relay:
     def stop(self) -> None:
         """End :meth:`run` after the batch that is under way; from a signal handler or another thread."""
         self._stopped = True
-        self._wake.put(None)
 
     def _sleep(self, seconds: float) -> None:
-        with suppress(Empty):
-            self._wake.get(timeout=seconds)
+        until = time.monotonic() + seconds
+        while not self._stopped and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, NAP))
 
     def once(self) -> int:
         """Publish all that is due now, and return how many messages the broker took.
@@ -162,13 +161,13 @@ class Relay:
     def _publish(self, alias: str, claimed: Claimed) -> int:
         """Publish a batch, mark what the broker has, and give back the rest; return how much it has."""
         known = [row for row in claimed.rows if row.receiver in self.app.tasks]
-        self._upkeep[alias].unknown(claimed.claim, [row for row in claimed.rows if row.receiver not in self.app.tasks])
         outcomes = self._bulk.publish([message_of(self.app, row, alias, row.pk) for row in known])
         taken = [row for row, error in zip(known, outcomes, strict=True) if error is None]
         refused = [(row, error) for row, error in zip(known, outcomes, strict=True) if error is not None]
         for queue, ids in self._by_queue(taken).items():
             deliveries(alias).mark(claimed.claim, ids, queue)
         self._give_back(alias, claimed.claim, refused)
+        self._upkeep[alias].unknown(claimed.claim, [row for row in claimed.rows if row.receiver not in self.app.tasks])
         if any(is_outage(error) for _, error in refused):
             self._broker.longer()
         else:

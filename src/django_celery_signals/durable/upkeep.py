@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from celery import Celery
-from django.db import connections
+from django.db import Error, connections
 
 from .. import conf
 from ..event import Event
@@ -48,8 +48,17 @@ class Upkeep:
         now = time.monotonic()
         for act in [act for act, at in self._next.items() if at <= now]:
             self._next[act] = now + self._every[act]
-            if act():  # there is more of it
+            if self._do(act):  # there is more of it
                 self._next[act] = 0.0
+
+    def _do(self, act: Callable[[], bool]) -> bool:
+        try:
+            return act()
+        except Error:
+            raise
+        except Exception:  # one row that cannot be looked after must not keep all the others from being published
+            logger.exception("The relay could not look after all of %r.", self.using)
+            return False
 
     def be_careful(self) -> None:
         """End no run for a whole lease: the database was away, and living workers could not renew theirs."""

@@ -11,6 +11,8 @@ import pytest
 from celery import Celery
 from django.core.management import call_command
 from django.core.management.base import CommandError
+from django.db.models.signals import post_save
+from django.dispatch import Signal
 
 from django_celery_signals.durable import relay
 from django_celery_signals.durable.deliveries import State, deliveries
@@ -20,8 +22,13 @@ from tests.brokers import Broker
 from tests.delivering import moment, place, states
 from tests.drain import take
 from tests.making import Tasks
+from tests.project.celery import configure
+from tests.receiving import Receiving
+from tests.shop.models import Tag
 
 pytestmark = pytest.mark.django_db(databases=["default", "other"])
+
+bell = Signal()
 
 FAILED = {"state": State.FAILED, "due_at": moment(3600), "finished_at": moment(0), "error_type": "Boom"}
 
@@ -49,6 +56,41 @@ def failed(alias: str = "default", receiver: str = "shop.note", **columns: Any) 
     facts = {"fingerprint": "shop.Boom in shop.views.buy", "signal": "shop.signals:paid", **FAILED, **columns}
     place(alias, receiver, **facts)
     return int(deliveries(alias).latest("pk").pk)
+
+
+# list ----------------------------------------------------------------------------------------------------------------
+
+
+def test_list_of_receivers(receiving: Receiving, monkeypatch: pytest.MonkeyPatch) -> None:
+    """list shows what is connected to what, with its guarantee and queue, and whose saves are atomic for it."""
+    durable = receiving(post_save, sender=Tag, guarantee="durable", queue="urgent")
+    other = receiving(bell)
+
+    lines = say("list").splitlines()
+
+    assert f"post_save  shop.Tag  {durable.name}  guarantee=durable  queue=urgent" in lines
+    [line] = [line for line in lines if other.name in line]
+    assert line.startswith("bell  ")
+    assert line.endswith(f"guarantee=on_commit  queue={other.app.conf.task_default_queue}")
+    assert "shop.Tag" in lines[-1].removeprefix("models whose saves are atomic: ").split(", ")
+
+
+@pytest.mark.parametrize(("atomic", "said"), [(True, "none"), (False, "none (ATOMIC_SAVES)")])
+def test_list_of_models(settings: Any, monkeypatch: pytest.MonkeyPatch, atomic: bool, said: str) -> None:
+    """Where no model's saves are atomic list says so, and whether the setting is the reason."""
+    settings.DJANGO_CELERY_SIGNALS = {"ATOMIC_SAVES": atomic}
+    monkeypatch.setattr(module.saving, "models", lambda: [] if atomic else [Tag])
+
+    assert f"models whose saves are atomic: {said}" == say("list").splitlines()[-1]
+
+
+def test_list_of_a_route_that_leads_nowhere(receiving: Receiving) -> None:
+    """Where a route names no queue, list says that it is the route's."""
+    task = receiving(bell)
+    configure({"task_routes": {task.name: {"exchange": "news", "routing_key": "all"}}})
+
+    [line] = [line for line in say("list").splitlines() if task.name in line]
+    assert line.endswith("queue=(by its route)")
 
 
 # relay ---------------------------------------------------------------------------------------------------------------
@@ -277,5 +319,5 @@ def test_unknown_database(words: str) -> None:
 
 def test_a_word_is_needed() -> None:
     """Without a word the command names its words."""
-    with pytest.raises(CommandError, match=r"relay\|list-failed\|retry\|discard"):
+    with pytest.raises(CommandError, match=r"list\|relay\|list-failed\|retry\|discard"):
         say()

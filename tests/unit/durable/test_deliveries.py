@@ -699,7 +699,7 @@ def test_conflict_above_read_committed(alias: str) -> None:
         return deliveries(alias).update(sends=F("sends") + 1)
 
     with (
-        connecting(alias, isolation_level=IsolationLevel.REPEATABLE_READ),
+        connecting(alias, options=r"-c default_transaction_isolation=repeatable\ read"),
         other_transaction(alias, lambda: deliveries(alias).update(sends=10)) as other,
         ThreadPoolExecutor(1) as thread,
     ):

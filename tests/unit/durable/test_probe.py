@@ -137,11 +137,11 @@ def test_probe_has_the_lowest_priority(
 
     monkeypatch.setattr(module, "connection_for", connection_for)
     monkeypatch.setattr(celery_app.amqp, "Producer", lambda *args, **options: None)
-    monkeypatch.setattr(celery_app.tasks[TASK], "apply_async", lambda **options: given.append(options["priority"]))
+    monkeypatch.setattr(celery_app.tasks[TASK], "apply_async", lambda **options: given.append(options))
     place_sent("default", tasks.shared(), queue)
     look.work()
 
-    assert [priority] == given
+    assert [(priority, [], False)] == [(each["priority"], each["declare"], each["retry"]) for each in given]
 
 
 @pytest.mark.parametrize(

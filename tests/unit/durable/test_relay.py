@@ -16,6 +16,7 @@ from django.test.utils import CaptureQueriesContext
 from kombu.exceptions import OperationalError as BrokerError
 
 from django_celery_signals import PublishError, PublishTimeout, Relay
+from django_celery_signals.durable import bulk
 from django_celery_signals.durable import relay as module
 from django_celery_signals.durable.bulk import Bulk
 from django_celery_signals.durable.deliveries import DeliveryQuerySet, State, deliveries
@@ -63,6 +64,14 @@ def test_what_cannot_be(options: dict[str, Any], words: str) -> None:
         Relay(**options)
 
 
+def test_no_app(celery_app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the project's Celery app a relay would publish to a broker that nobody has configured."""
+    monkeypatch.setattr(module, "is_fallback", lambda app: True)
+
+    with pytest.raises(ValueError, match=r"no Celery app of the project\. Import it where Django is loaded"):
+        Relay()
+
+
 def test_defaults(celery_app: Celery) -> None:
     """A relay publishes for the project's app, and from every database that keeps deliveries."""
     relay = Relay()
@@ -103,7 +112,9 @@ def test_publishes_what_is_due(celery_app: Celery, tasks: Tasks) -> None:
         place(alias, task, due_at=None, state=State.SENT)
         place(alias, task, due_at=deliveries(alias).first().due_at.replace(year=3000))
 
-    assert 10 == Relay(app=celery_app, databases=["default", "other"], batch_size=2).once()
+    relay = Relay(app=celery_app, databases=["default", "other"], batch_size=2)
+    assert 10 == relay.once()
+    assert relay._bulk._connection is None
 
     assert 10 == len(take(celery_app))
     assert {"sent": 6, "ready": 1} == states("default") == states("other")
@@ -191,6 +202,20 @@ def test_configuration_that_cannot_work(relay: Relay, tasks: Tasks, kind: str) -
     assert {"ready": 1} == states("default")
     assert {(0, 0, 0)} == burnt("default")
     assert {round(module.LATER)} == seconds_left("default")
+
+
+def test_connection_is_for_what_is_due(relay: Relay, tasks: Tasks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broker is connected only when something is due, and let go when nothing has been for a while."""
+    relay._round()
+    assert relay._bulk._connection is None
+    place("default", tasks.shared())
+    relay._round()
+    relay._round()
+    assert relay._bulk._connection is not None
+
+    monkeypatch.setattr(bulk, "IDLE", -1)
+    relay._round()
+    assert relay._bulk._connection is None
 
 
 def test_whoever_was_quicker(relay: Relay, tasks: Tasks, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,6 +435,28 @@ def test_outage_of_a_database(
     relay._round()
     assert {"sent": 1} == states("default")
     assert (0.0, False) == (relay._away["default"].pause, relay._away["default"].lasts())
+
+
+def test_conflict_in_a_database(
+    relay: Relay, tasks: Tasks, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A deadlock with another transaction is no outage: the next round comes as if nothing had been."""
+    deadlock = OperationalError("deadlock")
+    deadlock.__cause__ = Exception(1213, "Deadlock found")
+    claim, errors = DeliveryQuerySet.claim, [deadlock]
+
+    def claim_or_fail(self: DeliveryQuerySet, *args: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return claim(self, *args)
+
+    monkeypatch.setattr(DeliveryQuerySet, "claim", claim_or_fail)
+    place("default", tasks.shared())
+    relay._round()
+    relay._round()
+
+    assert {"sent": 1} == states("default")
+    assert [] == caplog.records
 
 
 def test_connection_is_kept(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,6 +113,23 @@ def test_careful(celery_app: Celery, tasks: Tasks, clock: Clock) -> None:
     assert [{"running": 1}, {"running": 1}, {"running": 1}, {"ready": 1}] == seen
 
 
+def test_careful_where_there_is_one_lock(
+    celery_app: Celery, tasks: Tasks, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where SQLite's lock was held for long, living workers could not renew their leases: no run is ended then."""
+    upkeep = Upkeep(celery_app, "default")
+    place("default", tasks.shared(), **OVERDUE)
+    monkeypatch.setattr(module, "LONG_LOCK", -1)
+    upkeep.expire()
+    monkeypatch.setattr(module, "LONG_LOCK", 1)
+    upkeep.work()
+    assert {"running": 1} == states("default")
+
+    clock.now += 61
+    upkeep.work()
+    assert {"ready": 1} == states("default")
+
+
 def test_errors_are_the_relays(upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of the database is raised, and what has failed waits for its time like the rest."""
 
@@ -124,6 +141,22 @@ def test_errors_are_the_relays(upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch) 
         upkeep.work()
 
     upkeep.work()
+
+
+def test_errors_of_its_own(upkeep: Upkeep, tasks: Tasks, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    """A row that cannot be looked after keeps nothing else from being done."""
+
+    def give_up(*_: Any, **__: Any) -> None:
+        raise KeyError("of ours")
+
+    monkeypatch.setattr(module, "give_up", give_up)
+    place("default", tasks.shared(), **OVERDUE, crashes=4)
+    place("default", tasks.shared(), state=State.DONE, due_at=moment(-1))
+    upkeep._next = dict.fromkeys(upkeep._next, 0.0)
+    upkeep.work()
+
+    assert {"running": 1} == states("default")
+    assert "The relay could not look after all of 'default'." in caplog.text
 
 
 # Dead runs -----------------------------------------------------------------------------------------------------------
@@ -247,6 +280,20 @@ def test_event_that_cannot_be_read(upkeep: Upkeep, sent: Callable[..., Any], pay
     upkeep.expire()
 
     assert [None] == told
+
+
+def test_unknown_receiver_in_other_hands(upkeep: Upkeep, tasks: Tasks) -> None:
+    """A relay that comes back late gives nothing up that another one has claimed meanwhile."""
+    place("default", "tests.nobody", 2, reruns=60)
+    place("default", "tests.nobody", 2)
+    claimed = deliveries("default").claim(10, 60)
+    deliveries("default").update(claim=claimed.claim + 1)
+
+    upkeep.unknown(claimed.claim, claimed.rows)
+
+    assert {"ready": 4} == states("default")
+    assert {claimed.claim + 1} == set(deliveries("default").values_list("claim", flat=True))
+    assert {0, 60} == set(deliveries("default").values_list("reruns", flat=True))
 
 
 def test_delivery_that_is_gone(celery_app: Celery, upkeep: Upkeep, tasks: Tasks) -> None:
