@@ -41,17 +41,14 @@ def check_sqlite(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
     return [
         Warning(
             f"The SQLite database {alias!r} keeps deliveries, but its transactions begin without the lock: a receiver "
-            "that reads before it writes fails with 'database is locked' whenever another process wrote meanwhile.",
+            "that reads before it writes fails with 'database is locked' whenever another process wrote meanwhile, "
+            "and saves are not made atomic for their receivers.",
             hint=f"DATABASES[{alias!r}]['OPTIONS'] = {{'transaction_mode': 'IMMEDIATE'}}",
             id="dcs.W001",
         )
         for alias in keeping()
-        if connections[alias].vendor == "sqlite"
-        and str(connections[alias].settings_dict["OPTIONS"].get("transaction_mode")).upper() not in _LOCKING
+        if not saving.locks_at_once(connections[alias])
     ]
-
-
-_LOCKING = ("IMMEDIATE", "EXCLUSIVE")
 
 
 def _is_durable_used() -> bool:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from celery import Task
+from django.db import Error
 
 MOST_RETRIES, LONGEST_PAUSE = 20, 600  # of a receiver that says nothing; seconds, between two runs
 LONGEST_WAIT = 60  # seconds, for what is likely to pass: a database that is away, a row that is not there yet
@@ -16,6 +17,11 @@ LONGEST_WAIT = 60  # seconds, for what is likely to pass: a database that is awa
 def has_policy(task: Any) -> bool:
     """Tell whether a task names the errors that are worth another try; by Celery's rule the others are not."""
     return bool(getattr(task, "autoretry_for", ()))
+
+
+def names_databases(task: Any) -> bool:
+    """Tell whether a task names errors of databases among those that are worth another try."""
+    return any(issubclass(error, Error) for error in getattr(task, "autoretry_for", ()))
 
 
 def most_retries(task: Any) -> int | None:

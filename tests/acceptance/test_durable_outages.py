@@ -233,6 +233,34 @@ def received(worker: Process) -> dict[str, int]:
     return dict(Counter(re.findall(r"Task tests.durable_tasks.quickly\[(.*?)\] received", worker.log)))
 
 
+@each_pair(*SERVERS)
+def test_database_stalls(scene: Scene, database: Peer, tmp_path: Path) -> None:
+    """A database that answers nobody for longer than a lease, and breaks no connection, lets no living receiver run
+    again."""
+    go = tmp_path / "go"
+    workers = [scene.worker(pool="prefork", concurrency=2, EMBED_RELAY=True) for _ in range(2)]
+    with connected_to(stay_inside, stay_outside):
+        place(scene.alias, [str(go)])
+    for task in ("stay_inside", "stay_outside"):
+        scene.reports.wait_for(task)
+
+    database.be_slow(2.5 * LEASE)
+    wait_until(lambda: are_over(scene, 0), what="the end of the leases")
+    database.be_slow(0)
+    wait_until(lambda: are_renewed(scene), what="renewal")
+    go.touch()
+
+    wait_until_done(scene.alias)
+    assert [(0, 0)] == runs(scene, "stay_outside") == runs(scene, "stay_inside")
+    for worker in workers:
+        worker.kill()
+
+
+def are_renewed(scene: Scene) -> bool:
+    """Tell whether no lease is over."""
+    return not deliveries(scene.alias).due(State.RUNNING).exists()
+
+
 def are_over(scene: Scene, seconds: float) -> bool:
     """Tell whether the leases of what runs have been over for so long."""
     running = deliveries(scene.alias).filter(state=State.RUNNING)

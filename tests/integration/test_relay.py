@@ -550,7 +550,7 @@ def test_command_that_is_told_to_end(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize(("pool", "concurrency"), [("prefork", 2), ("solo", 1), ("threads", 2)])
-@each_pair(("default", "filesystem"))
+@each_pair(("default", "redis"))
 def test_relay_of_a_worker(scene: Scene, pool: str, concurrency: int) -> None:
     """A worker of any pool has a relay in its main process, which begins and ends with it."""
     worker = scene.worker(pool=pool, concurrency=concurrency, EMBED_RELAY=True)
@@ -563,7 +563,7 @@ def test_relay_of_a_worker(scene: Scene, pool: str, concurrency: int) -> None:
     assert [] == [words for words in TROUBLE if words in worker.log]
 
 
-@each_pair(("default", "filesystem"))
+@each_pair(("default", "redis"))
 def test_worker_without_a_relay(scene: Scene) -> None:
     """With EMBED_RELAY off a worker publishes nothing."""
     worker = scene.worker(EMBED_RELAY=False)

@@ -71,15 +71,15 @@ class DeliveryQuerySet(models.QuerySet[Any]):
 
     def _surely(self, statement: Callable[[], int]) -> int:
         """Execute a statement, again if it met another's, which PostgreSQL refuses above READ COMMITTED."""
-        connection = connections[self.db]
-        with by_primary_key(connection, self.model):
-            for _ in range(CONFLICTS):
-                try:
+        left = 0 if connections[self.db].in_atomic_block else CONFLICTS
+        while True:
+            try:
+                with by_primary_key(connections[self.db], self.model):
                     return statement()
-                except Error as error:
-                    if connection.in_atomic_block or not is_conflict(error):
-                        raise
-            return statement()
+            except Error as error:
+                left -= 1
+                if left < 0 or not is_conflict(error):
+                    raise
 
     # What the relay does -----------------------------------------------------------------------------------------
 

@@ -105,12 +105,15 @@ class Held:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        """Give the row back when the worker is being stopped, or when something failed that is not the receiver's."""
+        """Give the row back when something failed that is not the receiver's, or when the run is ended from outside.
+
+        That is a crash, which the relay counts at once instead of at the end of the lease: a receiver that always
+        exceeds its time limit must not run for ever.
+        """
         if isinstance(error, Exception) and not self.lease.ending:
             self.again(None, error, policy.pause(self.known.reruns, policy.LONGEST_WAIT), self.OUTAGES)
         elif error is not None and not isinstance(error, Exception):
-            back = {"state": State.READY, "reruns": F("reruns") + 1, "due_at": In(0)}
-            self._surely(lambda: self._row().update(**back), patience=PAUSE)
+            self._surely(lambda: self._row().update(due_at=In(0)), patience=PAUSE)
         keeper(self.lease.using).let_go(self.lease)
 
     def envelope(self) -> Envelope:
@@ -171,16 +174,23 @@ class Held:
         """Decide on an error of the receiver's: its own policy goes first, Celery's words keep their meaning."""
         if isinstance(error, LeaseLost):
             return self._superseded(event, error)
+        if (trouble := self._trouble(error)) is not None:
+            return self.again(event, trouble, policy.pause(self.known.reruns, policy.LONGEST_WAIT), self.OUTAGES)
         if isinstance(error, Retry):
             return self._again(event, error.exc or error, policy.seconds_until(error.when), asked=True)
         if isinstance(error, Ignore):
             return self.discard(event, str(error))
-        gave_up = self.asked and self.retry_in is None  # its own retry() was one too many
-        if is_transient(error) and not gave_up:
-            return self.again(event, error, policy.pause(self.known.reruns, policy.LONGEST_WAIT), self.OUTAGES)
         if self.asked or policy.has_policy(self.task) or (isinstance(error, Reject) and not error.args[1]):
             return self.fail(event, error)
         return self.again(event, error, policy.pause(self.known.attempts))
+
+    def _trouble(self, error: Exception) -> Exception | None:
+        """Return the database's trouble that ended the run, unless the receiver has its own policy for that."""
+        autoretried = policy.has_policy(self.task) and not policy.names_databases(self.task)
+        if isinstance(error, Retry):  # of autoretry_for=(Exception,), which did not mean this
+            return error.exc if autoretried and error.exc is not None and is_transient(error.exc) else None
+        gave_up = self.asked and self.retry_in is None and not autoretried  # its own retry() was one too many
+        return error if is_transient(error) and not gave_up else None
 
     def again(self, event: Event | None, error: Exception, seconds: float, tries: int | None = None) -> Exception:
         """Let the relay publish it once more, in so many seconds.

@@ -42,6 +42,12 @@ def autocommits(connection: BaseDatabaseWrapper) -> bool:
     return bool(connection.settings_dict["AUTOCOMMIT"] if connection.connection is None else connection.autocommit)
 
 
+def locks_at_once(connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether a transaction may read first and write later: on SQLite only one that begins with the lock."""
+    mode = connection.settings_dict["OPTIONS"].get("transaction_mode")
+    return connection.vendor != "sqlite" or str(mode).upper() in ("IMMEDIATE", "EXCLUSIVE")
+
+
 def is_save(signal: Signal, sender: Any) -> bool:
     """Tell whether a model's saves send a signal."""
     return signal in (pre_save, post_save) and isinstance(sender, type) and issubclass(sender, Model)
@@ -57,7 +63,8 @@ def make_atomic(sender: type[Model]) -> None:
     @wraps(original)
     def save_base(self: Model, *args: Any, **options: Any) -> Any:
         using = options.get("using") or router.db_for_write(type(self), instance=self)
-        if not conf.get().ATOMIC_SAVES or is_in_transaction(connections[using]):
+        connection = connections[using]
+        if not conf.get().ATOMIC_SAVES or is_in_transaction(connection) or not locks_at_once(connection):
             return original(self, *args, **options)
         with transaction.atomic(using=using, savepoint=False):
             return original(self, *args, **options)

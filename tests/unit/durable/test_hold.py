@@ -1111,6 +1111,21 @@ def test_trouble_and_an_own_policy(alias: str, celery_app: Celery, receive: Any)
 
 
 @each_database("default")
+@pytest.mark.parametrize("attempts", [0, 3])
+def test_trouble_and_a_policy_for_everything(alias: str, celery_app: Celery, receive: Any, attempts: int) -> None:
+    """``autoretry_for=(Exception,)`` does not mean the database's trouble, which is run uncharged, also at the end."""
+
+    def act() -> None:
+        raise OperationalError("database is locked")
+
+    receive(act, autoretry_for=(Exception,), max_retries=3)
+    send(alias)
+    deliveries(alias).update(attempts=attempts)
+
+    assert ("RETRY", {(attempts, 0, 1)}) == (work(celery_app, alias).state, burnt(alias))
+
+
+@each_database("default")
 def test_trouble_after_self_retry(alias: str, celery_app: Celery, receive: Any) -> None:
     """Trouble in a run that had asked for another one is trouble, and not the end."""
 
@@ -1127,7 +1142,7 @@ def test_trouble_after_self_retry(alias: str, celery_app: Celery, receive: Any) 
 @each_kind
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit])
 def test_worker_that_is_stopped(alias: str, celery_app: Celery, receive: Any, error: type[BaseException]) -> None:
-    """A worker that is stopped in the middle gives its delivery back at once, uncharged; its work is rolled back."""
+    """A run that is ended from outside is a crash that the relay counts at once; its work is rolled back."""
 
     def act() -> None:
         leave(alias)
@@ -1138,8 +1153,9 @@ def test_worker_that_is_stopped(alias: str, celery_app: Celery, receive: Any, er
 
     with pytest.raises(error):
         work(celery_app, alias)
-    assert ([], {"ready": 1}, {(0, 0, 1)}) == (tags(alias), states(alias), burnt(alias))
-    assert 1 == len(deliveries(alias).claim(10, 60).rows)
+    assert ([], {"running": 1}, {(0, 0, 0)}) == (tags(alias), states(alias), burnt(alias))
+    assert (1, []) == deliveries(alias).expire(10)
+    assert ({"ready": 1}, {(0, 1, 0)}) == (states(alias), burnt(alias))
 
 
 @each_server

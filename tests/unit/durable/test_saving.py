@@ -358,3 +358,23 @@ def test_a_models_own_method_is_kept(monkeypatch: pytest.MonkeyPatch, receiving:
     assert [(tag, (False,), {"using": "default", "force_insert": True}, True)] == calls
     assert Tag.save_base.alters_data  # type: ignore[attr-defined]
     assert "save_base" == Tag.save_base.__name__
+
+
+@pytest.mark.django_db(transaction=True)
+def test_sqlite_without_the_lock(monkeypatch: pytest.MonkeyPatch, receiving: Receiving) -> None:
+    """On SQLite whose transactions begin without the lock, saves stay as they are: one that reads first would fail."""
+    inside: list[bool] = []
+    receiving(post_save, sender=Tag, guarantee="durable")
+
+    def look(sender: Any, **kwargs: Any) -> None:
+        inside.append(connection.in_atomic_block)
+
+    pre_save.connect(look, sender=Tag)
+    try:
+        Tag.objects.create(name="red")
+        monkeypatch.setitem(connection.settings_dict, "OPTIONS", {})
+        Tag.objects.create(name="blue")
+    finally:
+        pre_save.disconnect(look, sender=Tag)
+
+    assert [True, False] == inside
