@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import uuid
 from collections import Counter
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -59,8 +58,8 @@ def burnt(using: str) -> set[tuple[int, int, int]]:
 
 def seconds_left(using: str, **filters: Any) -> set[int]:
     """Return in how many seconds deliveries are due."""
-    now: Callable[[Any], float] = lambda due: (due - datetime.now(UTC)).total_seconds()  # noqa: E731
-    return {round(now(due)) for due in deliveries(using).filter(**filters).values_list("due_at", flat=True)}
+    due = deliveries(using).filter(**filters).values_list("due_at", flat=True)
+    return {round((at - moment(0)).total_seconds()) for at in due}
 
 
 def messages(broker: Broker, queue: str | None = None) -> list[Published]:

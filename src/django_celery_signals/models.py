@@ -47,8 +47,8 @@ class Delivery(models.Model):
     class Meta:
         verbose_name_plural = "deliveries"
         indexes = [
-            PartialIndex("due_at", "id", name="dcs_delivery_due", where=Q(due_at__isnull=False)),
-            PartialIndex("queue", "sent_at", name="dcs_delivery_sent", where=Q(state=State.SENT)),
+            PartialIndex("state", "due_at", "id", name="dcs_delivery_due", where=Q(due_at__isnull=False)),
+            PartialIndex("state", "queue", "sent_at", name="dcs_delivery_sent", where=Q(state=State.SENT)),
             PartialIndex("key", "id", name="dcs_delivery_key", where=Q(key__isnull=False)),
             PartialIndex("receiver", "id", name="dcs_delivery_failed", where=Q(state=State.FAILED)),
         ]

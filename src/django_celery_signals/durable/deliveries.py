@@ -169,7 +169,8 @@ class DeliveryQuerySet(models.QuerySet[Any]):
         old = Q()
         for sends in range(MOST_SENDS + 1):
             old |= Q(sends=sends, sent_at__lt=In(-UNPROBED_AFTER * 2**sends))
-        return self._again(self.filter(old, state=State.SENT, queue="").order_by("sent_at"), limit)
+        lost = self.filter(old, state=State.SENT, queue="", sent_at__lt=In(-UNPROBED_AFTER))
+        return self._again(lost.order_by("sent_at"), limit)
 
     def _again(self, rows: DeliveryQuerySet, limit: int) -> int:
         with rows.held(limit) as ids:

@@ -15,6 +15,7 @@ from django.apps import apps
 from django.db import Error, connections, router
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from .. import conf
 from ..broker import is_fallback, is_outage, project_app
 from ..exceptions import PublishError
 from .bulk import Bulk
@@ -130,9 +131,11 @@ class Relay:
             return 0
         if self._away[alias].pause:  # it is back only now, and leases are renewed only now
             self._upkeep[alias].be_careful()
+        began = time.monotonic()
         try:
             self._upkeep[alias].work()
             claimed = self._claim(alias)
+            waited = time.monotonic() - began
             if claimed.rows:
                 self._publish(alias, claimed)
             else:
@@ -141,6 +144,8 @@ class Relay:
             self._leave_alone(alias, error)
             return 0
         self._away[alias].over()
+        if waited > conf.get().LEASE / 3:  # nobody may have had an answer in time to renew a lease
+            self._upkeep[alias].be_careful()
         return len(claimed.rows)
 
     def _leave_alone(self, alias: str, error: Exception) -> None:

@@ -82,11 +82,12 @@ class Upkeep:
         return again + len(spent) >= BATCH
 
     def _has_waited(self) -> bool:
-        """Tell whether SQLite's one lock was held for long: living workers could not renew their leases either."""
-        rows = deliveries(self.using)
-        if connections[self.using].vendor != "sqlite" or not rows.due(State.RUNNING).exists():
+        """Tell whether the database, or SQLite's one lock, kept the relay waiting: nobody could renew leases either."""
+        rows, began = deliveries(self.using), time.monotonic()
+        if not rows.due(State.RUNNING).exists():
             return False
-        began = time.monotonic()
+        if connections[self.using].vendor != "sqlite":
+            return time.monotonic() - began > conf.get().LEASE / 3
         rows.filter(pk=0).update(claim=None)  # changes nothing, but takes the lock
         return time.monotonic() - began > LONG_LOCK
 

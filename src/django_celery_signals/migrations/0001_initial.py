@@ -60,10 +60,10 @@ class Migration(migrations.Migration):
                 "verbose_name_plural": "deliveries",
                 "indexes": [
                     django_celery_signals.durable.clock.PartialIndex(
-                        "due_at", "id", name="dcs_delivery_due", where=models.Q(("due_at__isnull", False))
+                        "state", "due_at", "id", name="dcs_delivery_due", where=models.Q(("due_at__isnull", False))
                     ),
                     django_celery_signals.durable.clock.PartialIndex(
-                        "queue", "sent_at", name="dcs_delivery_sent", where=models.Q(("state", 2))
+                        "state", "queue", "sent_at", name="dcs_delivery_sent", where=models.Q(("state", 2))
                     ),
                     django_celery_signals.durable.clock.PartialIndex(
                         "key", "id", name="dcs_delivery_key", where=models.Q(("key__isnull", False))

@@ -1164,7 +1164,13 @@ def test_worker_that_is_stopped_without_a_database(
 ) -> None:
     """Where the database is away, too, a worker that is stopped waits for it but a moment: the lease will end."""
     sleeps: list[float] = []
-    monkeypatch.setattr(hold, "time", SimpleNamespace(monotonic=Clock(), sleep=sleeps.append))
+
+    def sleep(seconds: float) -> None:
+        sleeps.append(seconds)
+        if len(sleeps) == 10:
+            outage.close()
+
+    monkeypatch.setattr(hold, "time", SimpleNamespace(monotonic=Clock(), sleep=sleep))
 
     def act() -> None:
         outage.enter_context(away(alias))
@@ -1176,7 +1182,7 @@ def test_worker_that_is_stopped_without_a_database(
     with pytest.raises(SystemExit):
         work(celery_app, alias)
     outage.close()
-    assert ({"running": 1}, True) == (states(alias), len(sleeps) < 5)
+    assert ({"running": 1}, True) == (states(alias), len(sleeps) < 10)
 
 
 # Noting how it ended -------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -392,6 +393,26 @@ def test_outage_that_others_have_seen_end(relay: Relay, tasks: Tasks, monkeypatc
     assert 0 == relay._broker.pause
 
 
+@override_settings(DJANGO_CELERY_SIGNALS={"LEASE": 30})
+def test_slow_database(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a round of more than a third of a lease no run is ended for a whole one: others were kept waiting, too."""
+    upkeep, claim, clock, pauses = relay._upkeep["default"], DeliveryQuerySet.claim, [1000.0], iter((9, 11))
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def claim_slowly(self: DeliveryQuerySet, *args: Any) -> Any:
+        clock[0] += next(pauses)
+        return claim(self, *args)
+
+    monkeypatch.setattr(DeliveryQuerySet, "claim", claim_slowly)
+
+    def is_careful_after_a_round() -> bool:
+        upkeep._next[upkeep.expire] = 0.0
+        relay._round()
+        return upkeep._next[upkeep.expire] > time.monotonic() + 20
+
+    assert [False, True] == [is_careful_after_a_round() for _ in range(2)]
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [
@@ -435,6 +456,24 @@ def test_outage_of_a_database(
     relay._round()
     assert {"sent": 1} == states("default")
     assert (0.0, False) == (relay._away["default"].pause, relay._away["default"].lasts())
+
+
+@pytest.mark.parametrize(("seconds", "careful"), [(19, False), (21, True)])
+def test_database_that_is_slow(relay: Relay, seconds: float, careful: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an answer took a third of a lease, living workers could not renew theirs: no run is ended for a while."""
+    now, claim = [0.0], DeliveryQuerySet.claim
+    upkeep = relay._upkeep["default"]
+    upkeep._next[upkeep.expire] = 0.0
+
+    def claim_slowly(self: DeliveryQuerySet, *args: Any) -> Any:
+        now[0] += seconds
+        return claim(self, *args)
+
+    monkeypatch.setattr(DeliveryQuerySet, "claim", claim_slowly)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    relay._round()
+
+    assert careful is (upkeep._next[upkeep.expire] > time.monotonic() + 50)
 
 
 def test_conflict_in_a_database(

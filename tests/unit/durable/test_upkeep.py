@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -128,6 +129,25 @@ def test_careful_where_there_is_one_lock(
     clock.now += 61
     upkeep.work()
     assert {"ready": 1} == states("default")
+
+
+@pytest.mark.parametrize(("seconds", "state"), [(19, "ready"), (21, "running")])
+def test_careful_where_the_answer_takes_long(
+    celery_app: Celery, tasks: Tasks, clock: Clock, seconds: float, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the database lets a third of a lease pass before it answers, no run is ended either."""
+    upkeep, due = Upkeep(celery_app, "default"), statements.DeliveryQuerySet.due
+    place("default", tasks.shared(), **OVERDUE)
+
+    def due_late(self: Any, *args: Any) -> Any:
+        clock.now += seconds
+        return due(self, *args)
+
+    monkeypatch.setattr(statements.DeliveryQuerySet, "due", due_late)
+    monkeypatch.setattr(module, "connections", {"default": SimpleNamespace(vendor="postgresql")})
+    upkeep.expire()
+
+    assert {state: 1} == states("default")
 
 
 def test_errors_are_the_relays(upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch) -> None:
