@@ -242,7 +242,8 @@ def _outcome(task: Any, event: Event, error: Exception, hold: Hold) -> Exception
     if isinstance(error, InstanceMissing):  # of what is fetched when it is used: the user of a request
         return _missing(task, event, error, hold)
     if isinstance(error, Fail):
-        return hold.fail(event, ReceiverFailed(f"{task.name} failed for good: {error}"))
+        failed = ReceiverFailed(f"{task.name} failed for good: {error}").with_traceback(error.__traceback__)
+        return hold.fail(event, failed)
     if isinstance(error, _ConnectionLost):
         return hold.again(event, error.error, _wait(task), hold.OUTAGES)
     return hold.raised(event, error)

@@ -19,7 +19,7 @@ from tests.waiting import wait_until
 
 DATABASES = ("default", "postgres", "mariadb")
 EVERYWHERE = list(product(DATABASES, ("redis", "rabbitmq")))
-ROTATED = list(zip(DATABASES, ("filesystem", "rabbitmq", "redis"), strict=True))
+ROTATED = list(zip(DATABASES, ("redis", "rabbitmq", "redis"), strict=True))
 
 
 @each_pair(*EVERYWHERE)
@@ -200,7 +200,7 @@ def test_stopped_worker_and_its_rival(scene: Scene) -> None:
     rival.kill()
 
 
-@each_pair(("default", "filesystem"))
+@each_pair(("default", "redis"))
 def test_stopped_worker_with_the_lock_of_sqlite(scene: Scene) -> None:
     """Where a stopped transaction keeps everyone else from writing, nobody takes its event over, and it completes."""
     crashes = scene.crashes("in the body", by=signal.SIGSTOP)
@@ -221,7 +221,7 @@ def test_stopped_worker_with_the_lock_of_sqlite(scene: Scene) -> None:
     another.kill()
 
 
-@each_pair(("default", "filesystem"))
+@each_pair(("default", "redis"))
 def test_stopped_worker_without_a_lock(scene: Scene) -> None:
     """On SQLite, too, another worker takes over what one has open that is stopped, and the first one rolls back."""
     places = [f"{task} opened" for task in ("inside", "outside")] + ["outside in the body"]

