@@ -234,7 +234,7 @@ def received(worker: Process) -> dict[str, int]:
 
 @each_pair(*SERVERS)
 def test_database_stalls(scene: Scene, database: Peer, tmp_path: Path) -> None:
-    """A database that answers nobody for longer than a lease, and breaks no connection, lets no living receiver rerun."""
+    """A database that answers nobody for longer than a lease, and breaks no connection, costs no living run."""
     go = tmp_path / "go"
     workers = [scene.worker(pool="prefork", concurrency=2, EMBED_RELAY=True) for _ in range(2)]
     with connected_to(stay_inside, stay_outside):
