@@ -98,7 +98,7 @@ def test_database_away(scene: Scene, database: Peer, tmp_path: Path, end: str) -
         worker.kill()
 
 
-@each_pair(("default", "redis"), ("postgres", "redis"), ("mariadb", "rabbitmq"))
+@each_pair(("default", "rabbitmq"), ("postgres", "redis"), ("mariadb", "rabbitmq"))
 def test_worker_away(scene: Scene) -> None:
     """However long published events wait for a worker, none is published again; one that is lost among them is."""
     scene.keep = 60
@@ -127,7 +127,7 @@ def lose_one(broker: Broker) -> str:
         return str(message.headers["id"])
 
 
-@each_pair(("default", "redis"), ("postgres", "rabbitmq"), ("mariadb", "redis"))
+@each_pair(*SERVERS)
 def test_wiped_broker(scene: Scene) -> None:
     """What the broker has lost while the worker was away is published again."""
     relay = scene.relay()
@@ -162,8 +162,6 @@ def wipe(broker: Broker) -> None:
     """Empty the broker; RabbitMQ has no queue then either."""
     assert broker.message_count() >= 3
     broker.clear(broker)
-    for file in Path(broker.options.get("data_folder_in", "no such folder")).glob("*"):
-        file.unlink()
     assert 0 == broker.message_count()
 
 
