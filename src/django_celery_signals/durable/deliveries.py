@@ -158,18 +158,12 @@ class DeliveryQuerySet(models.QuerySet[Any]):
 
         What was repeated already waits longer: a worker may hold messages that it has no room to run.
         """
-        old = Q(sends__gt=MOST_SENDS, sent_at__lt=In(-SWEPT_AFTER * 2**MOST_SENDS))
-        for sends in range(MOST_SENDS + 1):
-            old |= Q(sends=sends, sent_at__lt=In(-SWEPT_AFTER * 2**sends))
-        lost = self.filter(old, state=State.SENT, queue=queue, sent_at__lt=seen)
+        lost = self.filter(_old(SWEPT_AFTER), state=State.SENT, queue=queue, sent_at__lt=seen)
         return self._again(lost.order_by("sent_at"), limit)
 
     def sweep_unprobed(self, limit: int) -> int:
         """Publish again, after a long time, what was sent where no probe can follow."""
-        old = Q()
-        for sends in range(MOST_SENDS + 1):
-            old |= Q(sends=sends, sent_at__lt=In(-UNPROBED_AFTER * 2**sends))
-        lost = self.filter(old, state=State.SENT, queue="", sent_at__lt=In(-UNPROBED_AFTER))
+        lost = self.filter(_old(UNPROBED_AFTER), state=State.SENT, queue="", sent_at__lt=In(-UNPROBED_AFTER))
         return self._again(lost.order_by("sent_at"), limit)
 
     def _again(self, rows: DeliveryQuerySet, limit: int) -> int:
@@ -204,6 +198,14 @@ class DeliveryQuerySet(models.QuerySet[Any]):
         ids = list(self.failed().values_list("pk", flat=True))
         for start in range(0, len(ids), STEP):
             yield self.failed().filter(pk__in=ids[start : start + STEP])
+
+
+def _old(seconds: float) -> Q:
+    """Choose what was sent so long ago, and twice as long for each time that it was sent before, up to a bound."""
+    old = Q(sends__gt=MOST_SENDS, sent_at__lt=In(-seconds * 2**MOST_SENDS))
+    for sends in range(MOST_SENDS + 1):
+        old |= Q(sends=sends, sent_at__lt=In(-seconds * 2**sends))
+    return old
 
 
 #: What a failed delivery loses in time: whatever may hold a value of the sending.

@@ -111,7 +111,7 @@ class Held:
         exceeds its time limit must not run for ever.
         """
         if isinstance(error, Exception) and not self.lease.ending:
-            self.again(None, error, policy.pause(self.known.reruns, policy.LONGEST_WAIT), self.OUTAGES)
+            self._rerun(None, error)
         elif error is not None and not isinstance(error, Exception):
             self._surely(lambda: self._row().update(due_at=In(0)), patience=PAUSE)
         keeper(self.lease.using).let_go(self.lease)
@@ -175,7 +175,7 @@ class Held:
         if isinstance(error, LeaseLost):
             return self._superseded(event, error)
         if (trouble := self._trouble(error)) is not None:
-            return self.again(event, trouble, policy.pause(self.known.reruns, policy.LONGEST_WAIT), self.OUTAGES)
+            return self._rerun(event, trouble)
         if isinstance(error, Retry):
             return self._again(event, error.exc or error, policy.seconds_until(error.when), asked=True)
         if isinstance(error, Ignore):
@@ -191,6 +191,10 @@ class Held:
             return error.exc if autoretried and error.exc is not None and is_transient(error.exc) else None
         gave_up = self.asked and self.retry_in is None and not autoretried  # its own retry() was one too many
         return error if is_transient(error) and not gave_up else None
+
+    def _rerun(self, event: Event | None, error: Exception) -> Exception:
+        """Let it run again after a pause that grows, without counting: the receiver is not to blame."""
+        return self.again(event, error, policy.pause(self.known.reruns, policy.LONGEST_WAIT), self.OUTAGES)
 
     def again(self, event: Event | None, error: Exception, seconds: float, tries: int | None = None) -> Exception:
         """Let the relay publish it once more, in so many seconds.

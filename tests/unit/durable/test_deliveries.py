@@ -16,7 +16,14 @@ from psycopg import IsolationLevel
 
 from django_celery_signals.durable import deliveries as module
 from django_celery_signals.durable.clock import In
-from django_celery_signals.durable.deliveries import CRASH_BUDGET, State, deliveries, new_token
+from django_celery_signals.durable.deliveries import (
+    CRASH_BUDGET,
+    MOST_SENDS,
+    UNPROBED_AFTER,
+    State,
+    deliveries,
+    new_token,
+)
 from django_celery_signals.models import Delivery
 from tests.delivering import burnt, moment, place, place_sent, seconds_left, states
 from tests.elsewhere import connecting, elsewhere, execute, other_transaction
@@ -780,3 +787,14 @@ def test_tokens() -> None:
 
     assert 1000 == len(tokens)
     assert 2**50 < max(tokens) < 2**60
+
+
+@each_database
+def test_what_no_probe_can_follow_is_sent_again_however_often_it_was(alias: str) -> None:
+    """The pauses of what a route without a queue has taken grow up to a bound, and never to an end."""
+    longest = UNPROBED_AFTER * 2**MOST_SENDS
+    place_sent(alias, NOBODY, "", ago=longest - 60, sends=MOST_SENDS + 1)
+    assert 0 == deliveries(alias).sweep_unprobed(10)
+
+    place_sent(alias, NOBODY, "", ago=longest + 60, sends=MOST_SENDS + 5)
+    assert 1 == deliveries(alias).sweep_unprobed(10)
