@@ -37,7 +37,8 @@ from .dispatch import AUDIT, dispatch
 from .durable.saving import mind_the_gap
 from .envelope import Sending, write
 from .exceptions import ConnectError
-from .options import SendingOptions, lets_through, merged
+from .filters import lets_through
+from .options import SendingOptions, merged
 from .signals import LIFECYCLE
 
 SNAPSHOT_SIGNALS = (pre_save, pre_delete, post_delete)  # when they arrive the row is not there, not yet or no more

@@ -6,7 +6,8 @@ from django.db import models
 from django.db.models import Q
 
 from .durable.clock import PartialIndex
-from .durable.deliveries import DeliveryQuerySet, State
+from .durable.deliveries import DeliveryQuerySet
+from .durable.rows import State
 
 
 class Delivery(models.Model):

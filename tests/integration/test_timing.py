@@ -682,7 +682,7 @@ each_fault = pytest.mark.parametrize("fault", FAULTS)
 @pytest.fixture
 def peer(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Peer]:
     """Stands between the app and its broker."""
-    monkeypatch.setattr(breaker_module, "FIRST_PAUSE", TIMEOUT)
+    monkeypatch.setattr(breaker_module, "FIRST_PAUSE", 4 * TIMEOUT)  # longer than a test needs, on a busy machine, too
     with in_front_of(broker) as peer, short:
         configure(settings_through(peer, broker))
         yield peer

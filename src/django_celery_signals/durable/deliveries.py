@@ -5,34 +5,19 @@ The worker's statements are in ``hold``. ``due_at`` always means "when the relay
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from django.apps import apps
-from django.db import Error, connections, models, transaction
 from django.db.models import F, Q
 
-from .clock import In, by_primary_key, lock_no_gaps
-from .trouble import is_conflict
+from .clock import In
+from .rows import STEP, RowQuerySet, State, new_token
 
 CRASH_BUDGET = 5  # runs that may end without a word before a delivery is failed
 SWEPT_AFTER, MOST_SENDS = 5.0, 9  # seconds, times 2 for every publication: how old "sent" must be to count as lost
 UNPROBED_AFTER = 900.0  # the same where no probe can tell, for the route names no queue
-CONFLICTS = 5  # times that a statement is repeated which has met another's
-STEP = 500  # rows that one statement deletes by their keys; of 1000 MariaDB makes a query that locks all rows
-
-
-class State(models.IntegerChoices):
-    """Where a delivery stands."""
-
-    READY = 1, "ready"  # the relay publishes it when it is due
-    SENT = 2, "sent"  # the broker has a message of it, or had
-    RUNNING = 3, "running"  # a worker has opened it, and renews due_at
-    FAILED = 4, "failed"  # given up, kept for people to look at
-    DONE = 5, "done"  # succeeded, kept for as long as the receiver's retain= says
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,69 +28,15 @@ class Claimed:
     rows: Sequence[Any]  # of Delivery, without their payload
 
 
-def new_token() -> int:
-    """Return a number nobody guesses, with room above it to count."""
-    return secrets.randbits(60)
-
-
 def deliveries(using: str) -> DeliveryQuerySet:
     """Return the deliveries in a database; by the registry, for models cannot be imported before it is there."""
     return DeliveryQuerySet(apps.get_model("django_celery_signals", "Delivery"), using=using)
 
 
-class DeliveryQuerySet(models.QuerySet[Any]):
+class DeliveryQuerySet(RowQuerySet):
     """Deliveries, and what can be done with them; every verb works on the rows chosen so far."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        """Read where is written: a replica may lag behind."""
-        super().__init__(*args, **options)
-        self._for_write = True
-
-    def update(self, **changes: Any) -> int:
-        """Change rows in one statement."""
-        return self._surely(lambda: super(DeliveryQuerySet, self).update(**changes))
-
-    def erase(self) -> int:
-        """Delete rows in one statement, past Django's signals: a receiver of every sender's would be told of itself."""
-        return self._surely(lambda: self._raw_delete(self.db) or 0)
-
-    def _surely(self, statement: Callable[[], int]) -> int:
-        """Execute a statement, again if it met another's, which PostgreSQL refuses above READ COMMITTED."""
-        left = 0 if connections[self.db].in_atomic_block else CONFLICTS
-        while True:
-            try:
-                with by_primary_key(connections[self.db], self.model):
-                    return statement()
-            except Error as error:
-                left -= 1
-                if left < 0 or not is_conflict(error):
-                    raise
-
     # What the relay does -----------------------------------------------------------------------------------------
-
-    def due(self, *states: State) -> DeliveryQuerySet:
-        """Return those in the given states that the relay must look at, the longest due first."""
-        return self.filter(due_at__lte=In(0), state__in=states).order_by("due_at", "id")
-
-    @contextmanager
-    def held(self, limit: int) -> Iterator[list[int]]:
-        """Give the ids of some, without those that another transaction has its hands on, and keep them until the end.
-
-        On MariaDB they are found without a lock and then locked by their keys, for a locking range would block the
-        senders' inserts. Where nothing can be passed over, the statement that follows sees what happened meanwhile.
-        """
-        connection, rows = connections[self.db], self
-        if connection.vendor == "sqlite" or not connection.features.has_select_for_update_skip_locked:
-            yield list(self.values_list("pk", flat=True)[:limit])
-            return
-        if connection.vendor == "mysql":
-            ids = list(self.values_list("pk", flat=True)[:limit])
-            rows = deliveries(self.db).filter(pk__in=ids)
-            lock_no_gaps(connection)
-        with transaction.atomic(using=self.db):
-            with by_primary_key(connection, self.model):
-                ids = list(rows.select_for_update(skip_locked=True).values_list("pk", flat=True)[:limit])
-            yield ids
 
     def claim(self, limit: int, grace: float) -> Claimed:
         """Take what is due for publication; whoever dies with it leaves it due again after ``grace`` seconds."""

@@ -15,8 +15,9 @@ from django.db.models import Model, Q
 
 from ..codec.core import Unencodable
 from ..codec.instances import InstanceEncoder
-from .deliveries import STEP, deliveries
+from .deliveries import deliveries
 from .relay import keeping
+from .rows import STEP
 
 
 def forget(instance: Model) -> int:

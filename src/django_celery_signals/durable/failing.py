@@ -14,8 +14,9 @@ from ..event import Event
 from ..parameters import accepted
 from ..signals import delivery_failed, tell
 from .clock import In
-from .deliveries import DeliveryQuerySet, State
+from .deliveries import DeliveryQuerySet
 from .failure import described
+from .rows import State
 
 logger = logging.getLogger(__name__)
 

@@ -21,11 +21,12 @@ from ..event import Event
 from ..exceptions import LeaseLost, ReceiverFailed, RetryAfter
 from ..wire import ARGUMENT, parse
 from .clock import In
-from .deliveries import DeliveryQuerySet, State, deliveries
+from .deliveries import DeliveryQuerySet, deliveries
 from .failing import give_up
 from .failure import described
 from .lease import PAUSE, Lease, keeper
 from .reference import Reference
+from .rows import State
 from .trouble import is_transient
 
 logger = logging.getLogger(__name__)

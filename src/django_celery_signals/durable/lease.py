@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from django.db import Error, connections
 
 from .clock import In
-from .deliveries import DeliveryQuerySet, State, deliveries
+from .deliveries import DeliveryQuerySet, deliveries
+from .rows import State
 
 logger = logging.getLogger(__name__)
 

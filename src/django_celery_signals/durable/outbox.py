@@ -18,10 +18,11 @@ from ..handover import Message, Patience, publish
 from ..publisher import publisher
 from ..wire import dump
 from .clock import In
-from .deliveries import State, deliveries, new_token
+from .deliveries import deliveries
 from .failure import clean
 from .reference import Reference
 from .routes import queue_of
+from .rows import State, new_token
 from .saving import autocommits
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,8 @@ from kombu import Queue
 
 from ..broker import connection_for, is_outage
 from .clock import In
-from .deliveries import State, deliveries, new_token
+from .deliveries import deliveries
+from .rows import State, new_token
 
 logger = logging.getLogger(__name__)
 

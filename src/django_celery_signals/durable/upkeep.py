@@ -16,9 +16,10 @@ from ..event import Event
 from ..exceptions import DecodeError, UnknownReceiver, WorkerLost
 from ..wire import parse
 from .clock import In
-from .deliveries import CRASH_BUDGET, State, deliveries
+from .deliveries import CRASH_BUDGET, deliveries
 from .failing import give_up
 from .probe import Probes
+from .rows import State
 
 logger = logging.getLogger(__name__)
 

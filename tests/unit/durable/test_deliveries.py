@@ -22,8 +22,8 @@ from django_celery_signals.durable.deliveries import (
     UNPROBED_AFTER,
     State,
     deliveries,
-    new_token,
 )
+from django_celery_signals.durable.rows import CONFLICTS, new_token
 from django_celery_signals.models import Delivery
 from tests.delivering import burnt, moment, place, place_sent, seconds_left, states
 from tests.elsewhere import connecting, elsewhere, execute, other_transaction
@@ -740,7 +740,7 @@ class Conflict(Exception):
 
 
 @each_database("default")
-@pytest.mark.parametrize(("conflicts", "outcome"), [(0, 7), (module.CONFLICTS, 7), (module.CONFLICTS + 1, None)])
+@pytest.mark.parametrize(("conflicts", "outcome"), [(0, 7), (CONFLICTS, 7), (CONFLICTS + 1, None)])
 def test_endless_conflicts(alias: str, conflicts: int, outcome: int | None) -> None:
     """A statement is repeated a few times, not for ever."""
     left = [conflicts]
