@@ -1,6 +1,8 @@
 """Connect Celery tasks directly to Django signals."""
 
+from .blocks import muted, send_saved
 from .codec import register_codec
+from .durable.batch import batched
 from .durable.deliveries import deliveries
 from .durable.erasure import forget
 from .durable.relay import Relay
@@ -50,12 +52,15 @@ __all__ = [
     "SignalTaskError",
     "UnknownReceiver",
     "WorkerLost",
+    "batched",
     "connect",
     "connections",
     "current_event",
     "deliveries",
     "disconnect",
     "forget",
+    "muted",
     "receiver_task",
     "register_codec",
+    "send_saved",
 ]

@@ -31,6 +31,7 @@ from django.db.models.signals import (
 from django.dispatch import Signal
 
 from . import conf, names
+from .blocks import is_muted
 from .broker import is_fallback, project_app
 from .codec.instances import as_instance
 from .dispatch import AUDIT, dispatch
@@ -38,7 +39,8 @@ from .durable.saving import mind_the_gap
 from .envelope import Sending, write
 from .exceptions import ConnectError
 from .filters import lets_through
-from .options import SendingOptions, merged
+from .keys import lane_of, takes_turns
+from .options import SendingOptions, check_turns, merged
 from .signals import LIFECYCLE
 
 SNAPSHOT_SIGNALS = (pre_save, pre_delete, post_delete)  # when they arrive the row is not there, not yet or no more
@@ -157,6 +159,8 @@ def is_sending(kwargs: dict[str, Any]) -> bool:
 
 def send(target: Target, own: SendingOptions, kwargs: dict[str, Any]) -> None:
     """Send what a signal just said to the worker. Returns None, whatever happens: a value could pass for an answer."""
+    if is_muted():
+        return
     sending = Sending(
         signal=kwargs["signal"],
         sender=kwargs.get("sender"),
@@ -167,10 +171,14 @@ def send(target: Target, own: SendingOptions, kwargs: dict[str, Any]) -> None:
     task: Any = app.tasks.get(target.name)
     options = merged(own, task) if task is not None else own
     if not _is_internal(sending) and lets_through(options, sending, target.name):
-        _send(app, target, options, sending)
+        _send(app, target, task, options, sending)
 
 
-def _send(app: Celery, target: Target, options: SendingOptions, sending: Sending) -> None:
+def _send(app: Celery, target: Target, task: Any, options: SendingOptions, sending: Sending) -> None:
+    guarantee, lane = guarantee_of(options, sending.signal), None
+    if takes_turns(options, task):
+        check_turns(options, takes_turns(options, task), sending.signal, guarantee, f"receiver {target.name}")
+        lane = lane_of(options, sending, target.name)
     envelope = write(
         sending,
         target.name,
@@ -179,13 +187,15 @@ def _send(app: Celery, target: Target, options: SendingOptions, sending: Sending
         snapshot=options.instance == "snapshot" or sending.signal in SNAPSHOT_SIGNALS,
         users_too=options.instance == "snapshot",
     )
-    guarantee = options.guarantee or _default_guarantee(sending.signal)
     if guarantee == "durable":
         mind_the_gap(target.name, sending.signal, sending.sender, envelope.event.using)
-    dispatch(app, envelope, guarantee, _of_apply_async(options))
+    dispatch(app, envelope, guarantee, _of_apply_async(options), lane)
 
 
-def _default_guarantee(signal: Signal) -> str:
+def guarantee_of(options: SendingOptions, signal: Signal) -> str:
+    """Return under which guarantee a connection's sendings travel."""
+    if options.guarantee is not None:
+        return options.guarantee
     if signal in AUDIT_SIGNALS:
         return AUDIT
     default = conf.default_guarantee()

@@ -32,6 +32,7 @@ class Declared:
     spec: Any  # of that module; another one when it is loaded again
     body: Body
     base: type
+    ordered: bool
     task: Any
 
 
@@ -84,6 +85,7 @@ def make_task(function: Any, given: dict[str, Any]) -> Any:
         spec=_spec_of(function),
         body=(function, bool(given.get("bind"))),
         base=named["base"],
+        ordered=bool(given.get("ordered", named["base"].ordered)),
         task=shared_task(**named)(function),
     )
     _by_name[made.name] = _by_place[place] = _by_task[id(made.task)] = made
@@ -132,8 +134,7 @@ def check_options(given: Mapping[str, Any], where: str) -> None:
         raise ConnectError(f"{where}: base={base!r} must be a subclass of ReceiverTask.")
     check_running(given, where)
     for name, value in given.items():
-        if not (name == "on_failure" and callable(value)):  # Celery's handler of that name
-            refuse(name, value, where)
+        refuse(name, value, where)
         close = difflib.get_close_matches(name, _WORDS, n=1, cutoff=0.8)
         if close and name not in _WORDS and not hasattr(base or Task, name):
             raise ConnectError(f"{where}: unknown option {name}=. Did you mean {close[0]}=?")
@@ -176,6 +177,11 @@ def name_of(task: Any) -> str:
     if not issubclass(type(task), Proxy) or issubclass(type(task), PromiseProxy):  # a shared task is every app's
         target_of(str(task.name)).app = task.app
     return str(task.name)
+
+
+def is_ordered(name: str, cls: type) -> bool:
+    """Tell whether a task takes the events of a key in order, given its class where it was not made here."""
+    return _by_name[name].ordered if name in _by_name else bool(getattr(cls, "ordered", False))
 
 
 def body_and_class(task: Any, name: str) -> tuple[Body | None, type]:

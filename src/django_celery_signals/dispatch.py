@@ -9,18 +9,22 @@ from typing import Any
 from celery import Celery
 from django.db import connections, transaction
 
-from .durable.outbox import insert, publish_or_leave, takes_the_fast_path
+from .durable.batch import batch_on
+from .durable.outbox import delay_of, insert, message_of, publish_or_leave, row_of, takes_the_fast_path
 from .durable.saving import autocommits
 from .envelope import Envelope
 from .event import check_depth
 from .exceptions import LoopDetected, PublishError
 from .handover import Hook, Message, Patience, lose, lost, patience_of, publish, publish_or_lose, told
+from .keys import Lane
 from .wire import seal
 
 AUDIT = "audit"  # the guarantee of signals that must survive a rollback, when none was asked for
 
 
-def dispatch(app: Celery, envelope: Envelope, guarantee: str, options: dict[str, Any]) -> None:
+def dispatch(
+    app: Celery, envelope: Envelope, guarantee: str, options: dict[str, Any], lane: Lane | None = None
+) -> None:
     """Send an envelope under a guarantee.
 
     Args:
@@ -28,25 +32,32 @@ def dispatch(app: Celery, envelope: Envelope, guarantee: str, options: dict[str,
         envelope: what to send, as it was at the sending.
         guarantee: a key of :data:`GUARANTEES`.
         options: of ``apply_async``: queue, priority, countdown, expires.
+        lane: where it waits for its turn; under ``"durable"`` only.
 
     Raises:
         PublishError: under ``"immediate"``, when the broker does not take the message.
         django.db.Error: under ``"durable"``, when the database does not take the row.
     """
     options = {**_lineage(app, app.tasks.get(envelope.event.receiver)), **_absolute(app, options)}
-    GUARANTEES[guarantee](app, envelope, options)
+    GUARANTEES[guarantee](app, envelope, options | ({} if lane is None else {"lane": lane}))
 
 
 def durable(app: Celery, envelope: Envelope, options: dict[str, Any]) -> None:
     """Write a row in the sending's transaction; after its commit publish, and leave what fails to the relay."""
     using, receiver = envelope.event.using, envelope.event.receiver
-    connection = connections[using]
+    connection, lane = connections[using], options.pop("lane", None)
     options = _absolute(app, {"expires": getattr(app.tasks.get(receiver), "expires", None), **options})
     patience = patience_of(connection, publish_or_leave) or Patience(free=0)
-    fast = takes_the_fast_path(app, receiver, options, connection, patience)
-    message = insert(app, envelope, options, sent=fast)
+    batch = None if app.conf.task_always_eager else batch_on(connection)
+    fast = batch is None and takes_the_fast_path(app, receiver, delay_of(options, lane), connection, patience)
+    row = row_of(app, envelope, options, lane, sent=fast)
+    if batch is not None:
+        batch.add(row)
+        return
+    insert([row], using)
     if not fast:
         return
+    message = message_of(app, row, using, lane=row.lane)
     if connection.in_atomic_block:
         patience.count += 1
         hook = Hook(message, patience, publish_or_leave)

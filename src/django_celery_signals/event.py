@@ -28,6 +28,8 @@ class Event:
     root_id: str  # id of the event that started the chain; its own for the first
     parent_id: str | None  # id of the event whose receiver sent this one
     chain: tuple[str, ...] = ()  # what led here, in words, oldest first
+    coalesced: int = 0  # how many earlier sendings of its key this one stands for as well
+    key: str | None = None  # what it is about, for a receiver with ordered= or coalesce=, as it is shown
     fence: int | None = None  # of a durable delivery: grows with every run, so that others can refuse an older one
     lease: Any = field(default=None, repr=False, compare=False)  # what still_mine() asks
 

@@ -40,6 +40,7 @@ class Message:
     summary: str  # what was sent, in words
     body: Any  # what the broker carries: the signed envelope, or a delivery's reference
     options: dict[str, Any]  # of apply_async
+    lane: str | None = None  # where it waits for its turn, when it is published only then
 
 
 class Patience:

@@ -23,8 +23,10 @@ class Delivery(models.Model):
     signal = models.CharField(max_length=255)  # "module:name"; empty for a signal that no module holds
     summary = models.CharField(max_length=255)  # "post_save shop.Order pk=5 created": never a field's value
     queue = models.CharField(max_length=255)  # where it was published last; empty where the route names none
-    key = models.CharField(max_length=255, null=True)
-    slot = models.CharField(max_length=64, null=True, unique=True)
+    key = models.CharField(max_length=255, null=True)  # what it is about, to be shown; null: it waits for no other
+    lane = models.CharField(max_length=32, null=True)  # a hash of receiver and key; one of a lane runs at a time
+    slot = models.CharField(max_length=32, null=True, unique=True)  # its lane, when it is its turn
+    folds = models.BooleanField(default=False)  # whether what waits behind it is folded into it when it starts
     state = models.PositiveSmallIntegerField(choices=State.choices)
     due_at = models.DateTimeField(null=True)  # when the relay must look; null: it need not
     sent_at = models.DateTimeField(null=True)  # when the last publication began
@@ -50,7 +52,7 @@ class Delivery(models.Model):
         indexes = [
             PartialIndex("state", "due_at", "id", name="dcs_delivery_due", where=Q(due_at__isnull=False)),
             PartialIndex("state", "queue", "sent_at", name="dcs_delivery_sent", where=Q(state=State.SENT)),
-            PartialIndex("key", "id", name="dcs_delivery_key", where=Q(key__isnull=False)),
+            PartialIndex("state", "lane", "id", name="dcs_delivery_lane", where=Q(lane__isnull=False)),
             PartialIndex("receiver", "id", name="dcs_delivery_failed", where=Q(state=State.FAILED)),
         ]
 

@@ -28,6 +28,10 @@ class SendingOptions:
     changed: tuple[str, ...] | None = None  # send a save only when it changed one of these fields
     created: bool | None = None  # send only what was (not) created
     action: tuple[str, ...] | None = None  # patterns of m2m_changed's action, such as "post_*"
+    key: Callable[..., Any] | None = None  # given the arguments it names; says what it is about, else the instance
+    coalesce: bool | None = None  # let the newest of a key that wait stand for all of them
+    debounce: float | None = None  # seconds without another of the key before they do
+    max_wait: float | None = None  # seconds that the first of them waits, at most
     instance: str | None = None  # "fetch": again in the worker; "snapshot": as at the sending
     raw: bool | None = None  # also send what loaddata saves
     queue: str | None = None
@@ -39,16 +43,12 @@ class SendingOptions:
 
 
 NAMES = tuple(field.name for field in fields(SendingOptions) if field.name != "family")
-RUNNING_NAMES = ("atomic", "on_missing", "former_names", "retain")
+RUNNING_NAMES = ("atomic", "on_missing", "former_names", "retain", "ordered", "on_failure")
 
 M2M_ACTIONS = ("pre_add", "post_add", "pre_remove", "post_remove", "pre_clear", "post_clear")
 
 # Words a declaration might say in vain, and why.
 REFUSED = {
-    **dict.fromkeys(
-        ("key", "coalesce", "debounce", "ordered", "on_failure"),
-        "is not there yet. Leave it out",
-    ),
     "weak": "is not needed: what is connected stays connected, whoever holds it. Leave it out",
     "eta": "would be one moment for all sendings. Use countdown=, in seconds",
 }
@@ -121,12 +121,17 @@ def _are_names(value: Any) -> bool:
     return bool(value) and all(isinstance(item, str) for item in value)
 
 
+def _is_asked(value: Any) -> bool:
+    return callable(value) and is_hashable(value) and not _is_coroutine_function(value)
+
+
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "guarantee": (lambda value: value in conf.GUARANTEE_NAMES, " or ".join(map(repr, conf.GUARANTEE_NAMES))),
-    "when": (
-        lambda value: callable(value) and is_hashable(value) and not _is_coroutine_function(value),
-        "a function, and no coroutine function",
-    ),
+    "when": (_is_asked, "a function, and no coroutine function"),
+    "key": (_is_asked, "a function of the sending's arguments, such as lambda instance: instance.customer_id"),
+    "coalesce": (lambda value: isinstance(value, bool), "True or False"),
+    "debounce": (is_positive, "a number of seconds greater than zero"),
+    "max_wait": (is_positive, "a number of seconds greater than zero"),
     "changed": (_are_names, "a list of field names"),
     "created": (lambda value: isinstance(value, bool), "True or False"),
     "action": (_are_names, "one or more patterns such as 'post_*'"),
@@ -193,6 +198,41 @@ def check_against_signal(options: SendingOptions, signal: Any, senders: list[Any
         raise ConnectError(
             f"{where}: action={idle[0]!r} matches no action of m2m_changed. There are {', '.join(M2M_ACTIONS)}."
         )
+
+
+def check_turns(options: SendingOptions, ordered: bool, signal: Any, guarantee: str | None, where: str) -> None:
+    """Refuse options about the order of events, or their coalescing, that contradict one another.
+
+    Args:
+        options: of the connection.
+        ordered: whether the task takes events in order.
+        signal: what it is connected to.
+        guarantee: of the connection, where it is known by now.
+        where: what to call the place in an error.
+
+    Raises:
+        ConnectError: saying what to write instead.
+    """
+    debounce, max_wait = options.debounce, options.max_wait
+    if debounce is not None and options.coalesce is False:
+        raise ConnectError(f"{where}: debounce={debounce} waits for what it can coalesce. Leave coalesce=False out.")
+    if max_wait is not None and (debounce is None or max_wait < debounce):
+        raise ConnectError(
+            f"{where}: max_wait={max_wait} bounds debounce={debounce}, which must be given, and shorter."
+        )
+    asking = ordered or bool(options.coalesce) or debounce is not None
+    if options.key is not None and not asking:
+        raise ConnectError(
+            f"{where}: key= says what is taken in turn, so it needs ordered=True on the task, or coalesce=True."
+        )
+    name = names.short_name(names.signal_name(signal)) or "this signal"
+    if asking and guarantee not in (None, "durable"):
+        raise ConnectError(
+            f"{where}: ordered=, coalesce= and debounce= need the row of a delivery, but {name} is received with "
+            f"guarantee={guarantee!r}. Give guarantee='durable', or leave them out."
+        )
+    if asking and options.key is None and never_sends(signal, "instance"):
+        raise ConnectError(f"{where}: {name} sends no instance that could be the key. Give key=, a function.")
 
 
 def of_family(options: SendingOptions, sender: Any, where: str) -> SendingOptions:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from django.apps import apps
 from django.dispatch import Signal
 
 from . import changes, conf, names, options
-from .bridge import Spelling, Target, check_signal, each_signal, send, target_of
-from .declaring import body_and_class, is_task, make_task, name_of
+from .bridge import Spelling, Target, check_signal, each_signal, guarantee_of, send, target_of
+from .declaring import body_and_class, is_ordered, is_task, make_task, name_of
 from .durable.saving import is_save, make_atomic
 from .exceptions import ConnectError
 from .parameters import Body, check_parameters
@@ -156,6 +157,8 @@ def _connect(
         if where["signal_name"]:
             names.name_signal(one, where["signal_name"])
         _check(one, name, body, own, senders)
+        known = own.guarantee or (guarantee_of(own, one) if apps.apps_ready else None)
+        options.check_turns(own, is_ordered(name, cls), one, known, place)
         each_sender(
             senders, partial(_prepare, one, name, own, where["subclasses"]), place, subclasses=where["subclasses"]
         )
@@ -179,6 +182,8 @@ def _check(signal: Signal, name: str, body: Body | None, own: options.SendingOpt
     check_parameters(signal, name, body, also=frozenset({"event"}))
     if own.when is not None:
         check_parameters(signal, f"receiver {name}: when=", (own.when, False))
+    if own.key is not None:
+        check_parameters(signal, f"receiver {name}: key=", (own.key, False))
     options.check_against_signal(own, signal, senders, f"receiver {name}")
     check_senders(signal, senders, f"receiver {name}")
 

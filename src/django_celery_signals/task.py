@@ -18,6 +18,7 @@ from .options import RUNNING_NAMES, SendingOptions, merged_with_class
 from .policy import seconds_until
 from .wire import ARGUMENT, summary_of
 
+AFTER_FAILURE = ("block", "park")
 ON_MISSING = ("discard", "retry", "fail")
 SPELLINGS = ("delay", "apply_async", "delay_on_commit", "apply_async_on_commit")
 
@@ -42,10 +43,18 @@ class ReceiverTask(DjangoTask):  # type: ignore[type-arg]
     former_names: tuple[str, ...] = ()
     #: Seconds for which a durable delivery is kept after success; 0: it is deleted.
     retain: float = 0
+    #: Take the events of a key, which is the instance unless key= says otherwise, one by one and the oldest first.
+    ordered: bool = False
+    #: What a failed delivery does to its key: "block" or "park"; by default it blocks the key of an ordered receiver.
+    #: Written as on_failure="park", a name that Celery has for a method.
+    after_failure: str | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Keep a project's own version of a calling method connectable."""
         super().__init_subclass__(**options)
+        if isinstance(cls.__dict__.get("on_failure"), str):
+            cls.after_failure = cls.__dict__["on_failure"]
+            del cls.on_failure
         for name in SPELLINGS:
             method = inspect.getattr_static(cls, name)
             if inspect.isfunction(method):
@@ -106,6 +115,11 @@ class ReceiverTask(DjangoTask):  # type: ignore[type-arg]
         return function
 
     @property
+    def blocks_key(self) -> bool:
+        """Whether a delivery that has failed keeps the younger ones of its key waiting, until someone decides."""
+        return self.ordered if self.after_failure is None else self.after_failure == "block"
+
+    @property
     def override_max_retries(self) -> int | None:
         """The limit of the last ``retry()`` of the running request.
 
@@ -134,7 +148,8 @@ class ReceiverTask(DjangoTask):  # type: ignore[type-arg]
         """
         super().on_bound(app)
         merged_with_class(SendingOptions(), cls, str(cls.name))
-        check_running({name: getattr(cls, name) for name in RUNNING_NAMES}, f"task {cls.name}")
+        given = {name: getattr(cls, name) for name in RUNNING_NAMES}
+        check_running({**given, "on_failure": cls.after_failure}, f"task {cls.name}")
         # app.tasks would finish loading the app while it is still making this very task.
         for name in cls.former_names:
             app._tasks.setdefault(name, app._tasks[cls.name])  # type: ignore[attr-defined]
@@ -163,6 +178,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "on_missing": (lambda value: value in ON_MISSING, " or ".join(map(repr, ON_MISSING))),
     "former_names": (_are_names, "a list of names"),
     "retain": (lambda value: value == 0 or is_positive(value), "a number of seconds"),
+    "ordered": (lambda value: isinstance(value, bool), "True or False"),
+    "on_failure": (
+        lambda value: value is None or value in AFTER_FAILURE or callable(value),  # Celery's handler of that name
+        " or ".join(map(repr, AFTER_FAILURE)),
+    ),
 }
 
 

@@ -89,6 +89,7 @@ def _dump(envelope: Envelope) -> str:
         "root_id": event.root_id,
         "parent_id": event.parent_id,
         "chain": list(event.chain),
+        "coalesced": event.coalesced,
         "context": envelope.context,
         "sender": envelope.sender,
         "kwargs": list(envelope.kwargs.items()),  # a list keeps the order through any JSON library
@@ -163,6 +164,7 @@ def _from_body(body: dict[str, Any]) -> Envelope:
         root_id=_text(body["root_id"]),
         parent_id=None if body["parent_id"] is None else _text(body["parent_id"]),
         chain=chain,
+        coalesced=int(body.get("coalesced", 0)),
     )
     return Envelope(
         event=event,

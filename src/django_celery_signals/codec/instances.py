@@ -83,7 +83,7 @@ class InstanceEncoder(Encoder):
         if not installed:
             raise Unencodable(instance, "its class is not the installed model of that name")
         entry: Entry = {"model": cls._meta.label, "pk": None, "db": instance._state.db}
-        if self.snapshot or instance._state.adding or is_detached(instance) or not _has_pk(instance):
+        if self.snapshot or instance._state.adding or is_detached(instance) or not has_pk(instance):
             self._hold(entry, instance)
         elif deferred := instance.get_deferred_fields():
             entry["deferred"] = sorted(deferred)
@@ -99,7 +99,7 @@ class InstanceEncoder(Encoder):
         return self._pk(instance, {})
 
     def _pk(self, instance: models.Model, entry: Entry) -> Any:
-        if not _has_pk(instance):
+        if not has_pk(instance):
             return None
         if secret := next((field.name for field in type(instance)._meta.pk_fields if _is_secret_key(field)), None):
             raise Unencodable(instance, f"its primary key {secret!r} is a secret, by its name")
@@ -174,13 +174,22 @@ def _row(instance: models.Model, entry: Entry) -> tuple[Any, ...]:
     return (model, *model._meta.get_parent_list())[-1], json.dumps(entry["pk"]), entry["db"]
 
 
-def _has_pk(instance: models.Model) -> bool:
+def has_pk(instance: models.Model) -> bool:
+    """Tell whether an object has a primary key, and all of it."""
     parts = [getattr(instance, field.attname) for field in type(instance)._meta.pk_fields]
     return not any(part is None or is_expression(part) for part in parts)
 
 
 def _is_pk(cls: type[models.Model], field: Field) -> bool:
     return field.primary_key or field in cls._meta.pk_fields
+
+
+def line_of(model: type[models.Model]) -> list[Any]:
+    """Return a model and the parents whose keys are its key as well."""
+    line: list[Any] = [model._meta.concrete_model]
+    while (link := line[-1]._meta.pk.remote_field) is not None and link.parent_link:
+        line.append(link.model)
+    return line
 
 
 def is_user(cls: type[models.Model]) -> bool:

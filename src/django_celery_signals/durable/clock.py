@@ -67,32 +67,41 @@ class PartialIndex(Index):
         return path, tuple(self.fields), {"name": self.name, "where": self.where}
 
 
-@contextmanager
-def by_primary_key(connection: BaseDatabaseWrapper, model: Any) -> Iterator[None]:
-    """Have MariaDB and MySQL find by their keys what a statement locks or changes.
+def force(connection: BaseDatabaseWrapper, index: str) -> str:
+    """Return MariaDB's and MySQL's hint to use an index; nothing where the planner needs none, or takes none."""
+    return f"FORCE INDEX ({connection.ops.quote_name(index)})" if connection.vendor == "mysql" else ""
 
-    Left to themselves they look through a small table, or an index, and wait for whatever has been locked on the way:
-    for the rows of senders that have not yet committed. What they pass by they lock as well, and let no sender insert.
+
+@contextmanager
+def by_index(connection: BaseDatabaseWrapper, model: Any, index: str = "PRIMARY") -> Iterator[None]:
+    """Have MariaDB and MySQL find by an index, by default by their keys, what a statement is about.
+
+    Left to themselves they look through a small table, or another index, and wait for whatever has been locked on the
+    way: for the rows of senders that have not yet committed. What they pass by they lock as well, and let no sender
+    insert. And for the first of many rows that are alike they read the whole table in the order of its keys.
     """
     if connection.vendor != "mysql":
         yield
         return
     table = connection.ops.quote_name(model._meta.db_table)
-    hinted = f"{table} FORCE INDEX (PRIMARY)"
+    hinted = f"{table} {force(connection, index)}"
 
     def execute(original: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
         if sql.startswith("DELETE FROM"):  # takes a hint only where it names the table twice
             sql = sql.replace("DELETE", f"DELETE {table}", 1)
-        for word in ("UPDATE", "FROM"):
-            sql = sql.replace(f"{word} {table} ", f"{word} {hinted} ", 1)
-        return original(sql, params, many, context)
+        word = "UPDATE" if sql.startswith("UPDATE") else "FROM"  # only the first: inner ones look for something else
+        return original(sql.replace(f"{word} {table} ", f"{word} {hinted} ", 1), params, many, context)
 
     with connection.execute_wrapper(execute):
         yield
 
 
 def lock_no_gaps(connection: BaseDatabaseWrapper) -> None:
-    """Have the next transaction on MariaDB or MySQL lock rows, and not what lies between, where senders insert."""
-    if not connection.in_atomic_block:
+    """Have the next transaction on MariaDB or MySQL lock rows, and not what lies between, where senders insert.
+
+    Nothing need be said where Django has said it to the whole session, as it does unless told otherwise.
+    """
+    connection.ensure_connection()
+    if not connection.in_atomic_block and getattr(connection, "isolation_level", None) != "read committed":
         with connection.cursor() as cursor:
             cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")

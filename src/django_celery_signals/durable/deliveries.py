@@ -13,7 +13,8 @@ from django.apps import apps
 from django.db.models import F, Q
 
 from .clock import In
-from .rows import STEP, RowQuerySet, State, new_token
+from .rows import STEP, State, new_token
+from .turns import TurnQuerySet
 
 CRASH_BUDGET = 5  # runs that may end without a word before a delivery is failed
 SWEPT_AFTER, MOST_SENDS = 5.0, 9  # seconds, times 2 for every publication: how old "sent" must be to count as lost
@@ -33,7 +34,7 @@ def deliveries(using: str) -> DeliveryQuerySet:
     return DeliveryQuerySet(apps.get_model("django_celery_signals", "Delivery"), using=using)
 
 
-class DeliveryQuerySet(RowQuerySet):
+class DeliveryQuerySet(TurnQuerySet):
     """Deliveries, and what can be done with them; every verb works on the rows chosen so far."""
 
     # What the relay does -----------------------------------------------------------------------------------------
@@ -45,10 +46,6 @@ class DeliveryQuerySet(RowQuerySet):
             mine = self.filter(pk__in=ids, state=State.READY, due_at__lte=In(0))
             mine.update(claim=claim, due_at=In(grace), sent_at=In(0))
         return Claimed(claim=claim, rows=list(self.claimed(claim, ids).defer("payload", "traceback").order_by("pk")))
-
-    def claimed(self, claim: int, ids: Iterable[int]) -> DeliveryQuerySet:
-        """Return those of a claim that nobody has touched since."""
-        return self.filter(pk__in=list(ids), claim=claim, state=State.READY)
 
     def mark(self, claim: int, ids: Iterable[int], queue: str) -> int:
         """Note what the broker has confirmed."""
@@ -115,14 +112,17 @@ class DeliveryQuerySet(RowQuerySet):
         return self.filter(state=State.FAILED)
 
     def retry(self) -> int:
-        """Let failed deliveries start anew; return how many. Those whose payload is erased stay as they are."""
+        """Let failed deliveries start anew; return how many. Those whose payload is erased stay as they are.
+
+        One that blocks its key is the next of it; one that was parked waits for its turn, before all younger ones.
+        """
         anew = {"state": State.READY, "due_at": In(0), "finished_at": None, "claim": None}
         counts = dict.fromkeys(("attempts", "crashes", "reruns", "sends"), 0)
         return sum(rows.update(**anew, **counts) for rows in self.filter(payload__isnull=False)._failed_in_steps())
 
     def discard(self) -> int:
-        """Delete failed deliveries; return how many."""
-        return sum(rows.erase() for rows in self._failed_in_steps())
+        """Delete failed deliveries, and let those go on that waited behind them; return how many were deleted."""
+        return sum(rows.drop() for rows in self._failed_in_steps())
 
     def _failed_in_steps(self) -> Iterator[DeliveryQuerySet]:
         """Yield them in parts, by their keys: where no index leads to them, a statement would lock all it looks at."""

@@ -14,7 +14,7 @@ from django.core.exceptions import ValidationError
 from django.db.models import Model, Q
 
 from ..codec.core import Unencodable
-from ..codec.instances import InstanceEncoder
+from ..codec.instances import InstanceEncoder, line_of
 from .deliveries import deliveries
 from .relay import keeping
 from .rows import STEP
@@ -44,16 +44,8 @@ def forget(instance: Model) -> int:
 
 def _share_a_row(model: type[Model], instance: Model) -> bool:
     """Tell whether an object's row may also be a model's: a parent's or a child's of the same key, a proxy's."""
-    one, other = _line(model), _line(type(instance))
+    one, other = line_of(model), line_of(type(instance))
     return one[0] in other or other[0] in one
-
-
-def _line(model: type[Model]) -> list[Any]:
-    """Return a model and the parents whose keys are its key as well."""
-    line: list[Any] = [model._meta.concrete_model]
-    while (link := line[-1]._meta.pk.remote_field) is not None and link.parent_link:
-        line.append(link.model)
-    return line
 
 
 def _keys(instance: Model) -> list[Any]:
@@ -88,4 +80,4 @@ def _forget(using: str, nodes: set[str]) -> int:
     # SQLite's LIKE takes capital letters for small ones.
     ids = [pk for pk, payload in found if any(node in payload for node in nodes)]
     batches = (ids[start : start + STEP] for start in range(0, len(ids), STEP))
-    return sum(deliveries(using).filter(pk__in=batch).erase() for batch in batches)
+    return sum(deliveries(using).filter(pk__in=batch).drop() for batch in batches)

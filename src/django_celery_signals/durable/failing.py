@@ -29,7 +29,7 @@ hooks: defaultdict[str, list[Hook]] = defaultdict(list)
 
 
 def give_up(
-    row: DeliveryQuerySet, known: Any, error: Exception, event: Event | None, *, task: str | None = None, **counts: Any
+    row: DeliveryQuerySet, known: Any, error: Exception, event: Event | None, *, task: Any = None, **counts: Any
 ) -> bool:
     """Mark a delivery as failed, with whatever the receiver's hooks write to its database in the same transaction.
 
@@ -38,14 +38,16 @@ def give_up(
         known: the same, as it was read.
         error: the reason.
         event: what the receiver would have got, if it could be read.
-        task: the receiver's name now, if it is another than it was at the sending.
+        task: the receiver, if it is known here; its name may be another than at the sending. Without one, or when it
+            says so, the delivery blocks its key.
         counts: further columns to change.
 
     Returns:
         False, when somebody else has it; then nothing has changed.
     """
-    changes = {**described(error, known.receiver), **counts}
-    called = hooks.get(task or known.receiver, [])
+    parked = {} if task is None or task.blocks_key else {"slot": None}
+    changes = {**described(error, known.receiver), **counts, **parked}
+    called = hooks.get(known.receiver if task is None else str(task.name), [])
     try:
         if not _fail(row, changes, called, event=event, error=error):
             return False

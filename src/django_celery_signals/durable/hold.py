@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
@@ -19,12 +19,14 @@ from ..carried import discarded, failed
 from ..envelope import Envelope
 from ..event import Event
 from ..exceptions import LeaseLost, ReceiverFailed, RetryAfter
-from ..wire import ARGUMENT, parse
+from ..wire import ARGUMENT
 from .clock import In
 from .deliveries import DeliveryQuerySet, deliveries
 from .failing import give_up
 from .failure import described
+from .folding import MOST, fold_in
 from .lease import PAUSE, Lease, keeper
+from .outbox import publish_next
 from .reference import Reference
 from .rows import State
 from .trouble import is_transient
@@ -49,8 +51,8 @@ def opened(task: Any, reference: Reference) -> Held | None:
         logger.debug("Delivery %s of %r is done or in other hands; its copy is dropped.", reference.id, reference.alias)
         return None
     lease = Lease(using=reference.alias, pk=reference.id, token=reference.token + 1, seconds=seconds)
-    known = lease.row().first()
-    return Held(task=task, lease=lease, known=known, renews=renews) if known else None
+    known = rows.with_followers(lease.pk, lease.token, MOST)
+    return Held(task=task, lease=lease, known=known[0], followers=known[1:], renews=renews) if known else None
 
 
 def _lease_of(task: Any, using: str) -> tuple[float, bool]:
@@ -93,10 +95,12 @@ class Held:
     task: Any
     lease: Lease
     known: Any  # the row, as it was opened
+    followers: Sequence[Any] = ()  # what is folded into it
     renews: bool
     asked: bool = False  # whether the receiver called retry(), which is the end of the default policy
     retry_in: float | None = None  # seconds, if it did so and went on
     completed: bool = False  # whether the row was ended, if only the commit of that succeeded
+    passes_on: bool = False  # whether the next of its key may begin, on the same condition
 
     def __enter__(self) -> Held:
         """Renew the lease from now on, and let Celery's retries count from the row's."""
@@ -116,18 +120,23 @@ class Held:
         elif error is not None and not isinstance(error, Exception):
             self._surely(lambda: self._row().update(due_at=In(0)), patience=PAUSE)
         keeper(self.lease.using).let_go(self.lease)
+        # Eager, the sender itself lets each of its deliveries have its turn; here they would run within one another.
+        if self.passes_on and self.known.lane is not None and not self.task.request.is_eager:
+            publish_next(self.task.app, self.lease.using, self.known.lane)
 
     def envelope(self) -> Envelope:
-        """Read the envelope.
+        """Read the envelope, and fold into it what waits for the same key and may be.
 
         Raises:
             DecodeError: when it is damaged, or erased.
+            django.db.Error: when the database does not answer.
         """
-        return parse(self.known.payload)
+        return fold_in(self.lease, self.known, self.followers)
 
     def event(self, event: Event) -> Event:
         """Return the event as the receiver gets it, with the fence; eager, in the sender's process, it has no rival."""
-        return replace(event, fence=self.lease.token, lease=None if self.task.request.is_eager else self.lease)
+        lease = None if self.task.request.is_eager else self.lease
+        return replace(event, fence=self.lease.token, lease=lease, key=self.known.key)
 
     def is_expired(self) -> bool:
         """Tell whether the sending's ``expires`` is over."""
@@ -148,27 +157,29 @@ class Held:
                 f"{self.known.receiver}: another run has delivery {self.lease.pk} of {self.lease.using!r}, or it was "
                 "discarded; what this run did is not committed."
             )
-        self.completed = True
+        self.completed, self.passes_on = True, self.retry_in is None
 
     def _completed(self) -> int:
         row = self._row()
         if self.retry_in is not None:
             return row.update(state=State.READY, attempts=F("attempts") + 1, due_at=In(self.retry_in))
         if self.task.retain:
-            return row.update(state=State.DONE, due_at=In(self.task.retain), finished_at=In(0))
+            return row.update(state=State.DONE, due_at=In(self.task.retain), finished_at=In(0), slot=None)
         return row.erase()
 
     def discard(self, event: Event, reason: str) -> Exception:
         """Drop the event on purpose."""
         if self._surely(lambda: self._row().erase()):
+            self.passes_on = True
             return discarded(self.task, event, reason)
         return self._superseded(event)
 
     def fail(self, event: Event | None, error: Exception) -> Exception:
         """Give up: the row stays, with the reason."""
-        counts = {"task": self.task.name, "attempts": F("attempts") + 1}
+        counts = {"task": self.task, "attempts": F("attempts") + 1}
         if not self._surely(lambda: give_up(self._row(), self.known, error, event, **counts)):
             return self._too_late(event, error) if self.completed else self._superseded(event)
+        self.passes_on = not self.task.blocks_key
         return failed(self.task, event, error)
 
     def raised(self, event: Event, error: Exception) -> Exception:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +16,7 @@ from .. import conf
 from ..envelope import Envelope
 from ..exceptions import PublishError, SettingsError
 from ..handover import Message, Patience, publish
+from ..keys import Lane
 from ..publisher import publisher
 from ..wire import dump
 from .clock import In
@@ -29,13 +31,13 @@ logger = logging.getLogger(__name__)
 
 
 def takes_the_fast_path(
-    app: Celery, receiver: str, options: dict[str, Any], connection: BaseDatabaseWrapper, patience: Patience
+    app: Celery, receiver: str, delay: float, connection: BaseDatabaseWrapper, patience: Patience
 ) -> bool:
     """Tell whether the sender publishes a delivery itself, rather than leave it to the relay.
 
     Not what is due later, nor the many of a large transaction, nor what this process or the broker cannot take now.
     """
-    is_quick = "countdown" not in options and patience.count < conf.get().FAST_PATH_LIMIT
+    is_quick = not delay and patience.count < conf.get().FAST_PATH_LIMIT
     return (
         (is_quick or app.conf.task_always_eager)
         and (connection.in_atomic_block or autocommits(connection))
@@ -44,63 +46,84 @@ def takes_the_fast_path(
     )
 
 
-def insert(app: Celery, envelope: Envelope, options: dict[str, Any], *, sent: bool) -> Message:
-    """Write the delivery, in the transaction of its sending and on its database; return the message for the broker.
+def delay_of(options: dict[str, Any], lane: Lane | None) -> float:
+    """Return the seconds for which a delivery is not to be published."""
+    return max(float(options.get("countdown", 0)), (lane.debounce or 0.0) if lane is not None else 0.0)
+
+
+def row_of(app: Celery, envelope: Envelope, options: dict[str, Any], lane: Lane | None, *, sent: bool) -> Any:
+    """Return the delivery to be written.
 
     Args:
         app: the Celery app that has the receiver.
         envelope: what is sent.
         options: of ``apply_async``.
+        lane: where it waits for its turn.
         sent: whether the sender publishes it. The row says so beforehand; only a failure that is known takes it back,
-            and whatever else happens, the relay finds out.
+            and whatever else happens, the relay finds out. One with a lane is published when it has its turn.
 
     Raises:
         SettingsError: where there is no table for it.
-        django.db.Error: when the database does not take it; the transaction is lost then in any case.
     """
-    event = envelope.event
+    event, published = envelope.event, sent and lane is None
     check_table(event.using, event.receiver)
-    rows, token = deliveries(event.using), new_token()
     kept = {name: _as_json(value) for name, value in options.items() if name != "countdown" and value is not None}
-    row = rows.model(
+    row: Any = deliveries(event.using).model(
         event_id=event.id,
         receiver=event.receiver,
         signal=clean(event.signal_name)[:255],
         summary=clean(envelope.summary)[:255],
         queue=queue_of(app, event.receiver, options) or "",
-        state=State.SENT if sent else State.READY,
-        due_at=None if sent else In(options.get("countdown", 0)),
-        sent_at=In(0) if sent else None,
-        token=token,
-        sends=int(sent),
+        state=State.SENT if published else State.READY,
+        due_at=None if sent else In(delay_of(options, lane)),
+        sent_at=In(0) if published else None,
+        token=new_token(),
+        sends=int(published),
         options=kept,
         payload=dump(envelope),
         created_at=In(0),
     )
-    return message_of(app, row, event.using, _insert(row, event.using))
+    if lane is not None:
+        row.key, row.lane, row.folds = clean(lane.key)[:255], lane.name, lane.folds
+        delay = {"countdown": options["countdown"]} if "countdown" in options else {}
+        row.options |= {**delay, **lane.asked}
+    return row
 
 
-def _insert(row: Any, using: str) -> int:
-    """Insert past Django's own signals: a receiver of every sender's would be told of itself."""
-    fields = [field for field in row._meta.concrete_fields if not field.primary_key and not _is_open(row, field)]
+def insert(rows: Sequence[Any], using: str) -> None:
+    """Write deliveries, in the transaction there is, past Django's own signals: a receiver of every sender's would be
+    told of itself.
+
+    Raises:
+        django.db.Error: when the database does not take them; the transaction is lost then in any case.
+    """
+    model, pk = type(rows[0]), rows[0]._meta.pk
+    columns = [field for field in model._meta.concrete_fields if field is not pk and not _are_open(rows, field)]
+    returned = [pk] if len(rows) == 1 else None  # of many nobody asks, and MySQL could tell only one by one
     try:
-        results = type(row)._base_manager._insert([row], fields=fields, returning_fields=[row._meta.pk], using=using)
+        results = model._base_manager._insert(rows, fields=columns, returning_fields=returned, using=using)
     except Error as error:
         error.add_note(
-            f"django_celery_signals wrote the delivery for {row.receiver} to the database {using!r}. If the table is "
-            f"missing there, run: manage.py migrate --database={using}"
+            f"django_celery_signals wrote the delivery for {rows[0].receiver} to the database {using!r}. If the table "
+            f"is missing there, run: manage.py migrate --database={using}"
         )
         raise
-    return int(results[0][0])
+    if returned:
+        rows[0].pk = int(results[0][0])
 
 
-def _is_open(row: Any, field: Any) -> bool:
-    return field.null and getattr(row, field.attname) is None
+def _are_open(rows: Sequence[Any], field: Any) -> bool:
+    return field.null and all(getattr(row, field.attname) is None for row in rows)
 
 
-def message_of(app: Celery, row: Any, using: str, pk: int) -> Message:
-    """Return the message that a row's publication puts into the broker."""
-    reference = Reference(alias=using, id=pk, token=row.token, receiver=row.receiver)
+#: Of a delivery's options, those that are none of ``apply_async``.
+_NOT_PUBLISHED = ("countdown", "debounce", "max_wait")
+
+
+def message_of(app: Celery, row: Any, using: str, *, lane: str | None = None) -> Message:
+    """Return the message that a row's publication puts into the broker; with a lane, once it has its turn there."""
+    reference = Reference(alias=using, id=row.pk, token=row.token, receiver=row.receiver)
+    options = {name: value for name, value in row.options.items() if name not in _NOT_PUBLISHED}
     return Message(
         app=app,
         receiver=row.receiver,
@@ -109,21 +132,40 @@ def message_of(app: Celery, row: Any, using: str, pk: int) -> Message:
         summary=row.summary,
         body=reference.carried(),
         # The row itself expires; Celery's own expiry would let a worker drop the message without a word.
-        options={**row.options, "expires": None, "task_id": row.event_id, "retries": row.attempts},
+        options={**options, "expires": None, "task_id": row.event_id, "retries": row.attempts},
+        lane=lane,
     )
 
 
 def publish_or_leave(message: Message, patience: Patience) -> None:
-    """Publish; when that fails, leave the row to the relay."""
+    """Publish, if it is its turn; when that fails, leave the row to the relay."""
+    reference = Reference(**message.body)
     try:
-        publish(message, patience)
+        if message.lane is None or deliveries(reference.alias).take_turn(reference.id, message.lane):
+            publish(message, patience)
     except PublishError as error:
         logger.info("%s will get %r from the relay: %s", message.receiver, message.summary, error)
-        reference = Reference(**message.body)
-        try:
-            deliveries(reference.alias).put_back(reference.id, reference.token)
-        except Error as failure:  # the row says "sent" still, which the relay's probe will find untrue
-            logger.warning("Delivery %s could not be put back, and will be late: %s", reference.id, failure)
+        _put_back(reference)
+    except Error as error:  # the relay finds it: in its lane nothing is under way
+        logger.warning("Delivery %s could not have its turn, and will be late: %s", reference.id, error)
+
+
+def _put_back(reference: Reference) -> None:
+    try:
+        deliveries(reference.alias).put_back(reference.id, reference.token)
+    except Error as failure:  # the row says "sent" still, which the relay's probe will find untrue
+        logger.warning("Delivery %s could not be put back, and will be late: %s", reference.id, failure)
+
+
+def publish_next(app: Celery, using: str, lane: str) -> None:
+    """After a delivery has ended, and that is committed, let the next of its lane begin without waiting for a relay."""
+    try:
+        row = deliveries(using).pass_turn(lane, publishing=not publisher().lines(app).breaker.is_open())
+    except Error as error:  # the relay finds it
+        logger.warning("What waits in a lane of %r could not have its turn, and will be late: %s", using, error)
+        return
+    if row is not None:
+        publish_or_leave(message_of(app, row, using), Patience(free=0))
 
 
 def check_table(using: str, receiver: str) -> None:

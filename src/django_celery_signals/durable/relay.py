@@ -164,15 +164,20 @@ class Relay:
         return deliveries(alias).claim(self.batch_size, GRACE)
 
     def _publish(self, alias: str, claimed: Claimed) -> int:
-        """Publish a batch, mark what the broker has, and give back the rest; return how much it has."""
-        known = [row for row in claimed.rows if row.receiver in self.app.tasks]
-        outcomes = self._bulk.publish([message_of(self.app, row, alias, row.pk) for row in known])
+        """Publish those of a batch whose turn it is, mark what the broker has, and give back the rest.
+
+        Returns:
+            How much the broker has.
+        """
+        rows = deliveries(alias).admit(claimed.claim, claimed.rows)
+        known = [row for row in rows if row.receiver in self.app.tasks]
+        outcomes = self._bulk.publish([message_of(self.app, row, alias) for row in known])
         taken = [row for row, error in zip(known, outcomes, strict=True) if error is None]
         refused = [(row, error) for row, error in zip(known, outcomes, strict=True) if error is not None]
         for queue, ids in self._by_queue(taken).items():
             deliveries(alias).mark(claimed.claim, ids, queue)
         self._give_back(alias, claimed.claim, refused)
-        self._upkeep[alias].unknown(claimed.claim, [row for row in claimed.rows if row.receiver not in self.app.tasks])
+        self._upkeep[alias].unknown(claimed.claim, [row for row in rows if row.receiver not in self.app.tasks])
         if any(is_outage(error) for _, error in refused):
             self._broker.longer()
         else:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
 from django.db import Error, connections, models, transaction
 
-from .clock import In, by_primary_key, lock_no_gaps
+from .clock import In, by_index, lock_no_gaps
 from .trouble import is_conflict
 
 CONFLICTS = 5  # times that a statement is repeated which has met another's
@@ -52,7 +52,7 @@ class RowQuerySet(models.QuerySet[Any]):
         left = 0 if connections[self.db].in_atomic_block else CONFLICTS
         while True:
             try:
-                with by_primary_key(connections[self.db], self.model):
+                with by_index(connections[self.db], self.model):
                     return statement()
             except Error as error:
                 left -= 1
@@ -79,6 +79,10 @@ class RowQuerySet(models.QuerySet[Any]):
             rows = self.model.objects.using(self.db).filter(pk__in=ids)
             lock_no_gaps(connection)
         with transaction.atomic(using=self.db):
-            with by_primary_key(connection, self.model):
+            with by_index(connection, self.model):
                 ids = list(rows.select_for_update(skip_locked=True).values_list("pk", flat=True)[:limit])
             yield ids
+
+    def claimed(self, claim: int, ids: Iterable[int]) -> Self:
+        """Return those of a claim that nobody has touched since."""
+        return self.filter(pk__in=list(ids), claim=claim, state=State.READY)

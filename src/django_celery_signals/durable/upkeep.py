@@ -24,7 +24,8 @@ from .rows import State
 logger = logging.getLogger(__name__)
 
 BATCH = 1000  # rows of one statement
-EXPIRE_EVERY, PROBE_EVERY, PURGE_EVERY = 1.0, 2.0, 10.0  # seconds
+EXPIRE_EVERY, PROBE_EVERY, STRAYS_EVERY, PURGE_EVERY = 1.0, 2.0, 5.0, 10.0  # seconds
+STEPS = 20  # batches of waiting deliveries that one look for strays reads, at most
 LONG_LOCK = 0.1  # seconds for which SQLite's lock may be waited for without a thought
 UNKNOWN_WAIT, UNKNOWN_TRIES = 60.0, 60  # seconds, times: an hour, for a deploy may be under way
 
@@ -36,7 +37,13 @@ class Upkeep:
         """Begin carefully: while there was no relay, there may have been no database either."""
         self.app, self.using = app, using
         self._probes = Probes(app, using)
-        self._every = {self.expire: EXPIRE_EVERY, self._probes.work: PROBE_EVERY, self.purge: PURGE_EVERY}
+        self._every: dict[Callable[[], bool], float] = {
+            self.expire: EXPIRE_EVERY,
+            self._probes.work: PROBE_EVERY,
+            self.lead_strays: STRAYS_EVERY,
+            self.purge: PURGE_EVERY,
+        }
+        self._lane = ""  # the last one that was looked at
         self._next = dict.fromkeys(self._every, 0.0)
         self.be_careful()
 
@@ -113,10 +120,22 @@ class Upkeep:
             self._give_up(row, {"claim": claim, "state": State.READY}, error)
 
     def _give_up(self, row: Any, fence: dict[str, Any], error: Exception, **counts: Any) -> None:
-        task = self.app.tasks.get(row.receiver)
-        name = str(task.name) if task is not None else None
+        task: Any = self.app.tasks.get(row.receiver)
         chosen = deliveries(self.using).filter(pk=row.pk)
-        give_up(chosen.filter(**fence), row, error, _event_of(chosen), task=name, **counts)
+        given_up = give_up(chosen.filter(**fence), row, error, _event_of(chosen), task=task, **counts)
+        if given_up and row.lane is not None:
+            deliveries(self.using).pass_turn(row.lane)
+
+    def lead_strays(self) -> bool:
+        """Let those have their turn that were left behind by a process that died; a bounded number of lanes a time."""
+        rows = deliveries(self.using)
+        for _ in range(STEPS):
+            lanes, self._lane = rows.strays(self._lane, BATCH)
+            for lane in lanes:
+                rows.pass_turn(lane)
+            if not self._lane:
+                break
+        return False
 
     def purge(self) -> bool:
         """Delete and erase in small steps."""

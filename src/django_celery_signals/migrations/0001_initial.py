@@ -32,7 +32,9 @@ class Migration(migrations.Migration):
                 ("summary", models.CharField(max_length=255)),
                 ("queue", models.CharField(max_length=255)),
                 ("key", models.CharField(max_length=255, null=True)),
-                ("slot", models.CharField(max_length=64, null=True, unique=True)),
+                ("lane", models.CharField(max_length=32, null=True)),
+                ("slot", models.CharField(max_length=32, null=True, unique=True)),
+                ("folds", models.BooleanField(default=False)),
                 (
                     "state",
                     models.PositiveSmallIntegerField(
@@ -66,7 +68,7 @@ class Migration(migrations.Migration):
                         "state", "queue", "sent_at", name="dcs_delivery_sent", where=models.Q(("state", 2))
                     ),
                     django_celery_signals.durable.clock.PartialIndex(
-                        "key", "id", name="dcs_delivery_key", where=models.Q(("key__isnull", False))
+                        "state", "lane", "id", name="dcs_delivery_lane", where=models.Q(("lane__isnull", False))
                     ),
                     django_celery_signals.durable.clock.PartialIndex(
                         "receiver", "id", name="dcs_delivery_failed", where=models.Q(("state", 4))

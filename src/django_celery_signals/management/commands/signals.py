@@ -1,15 +1,15 @@
-"""``manage.py signals``: run the relay, and look after deliveries that have failed."""
+"""``manage.py signals``: run the relay, see how deliveries stand, and look after those that have failed."""
 
 from __future__ import annotations
 
 import signal
 from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 from django.db import connections
-from django.db.models import Q
+from django.db.models import Count, Q
 
 from ... import conf
 from ...broker import project_app
@@ -17,6 +17,7 @@ from ...durable import saving
 from ...durable.deliveries import DeliveryQuerySet, deliveries
 from ...durable.relay import Relay, keeping
 from ...durable.routes import queue_of
+from ...durable.rows import State
 from ...names import short_name, signal_name
 from ...receivers import connections as connected
 from ...senders import label_of
@@ -31,8 +32,10 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Define the words and their options."""
-        words = parser.add_subparsers(dest="word", required=True, metavar="list|relay|list-failed|retry|discard")
+        words = parser.add_subparsers(dest="word", required=True, metavar="list|status|relay|list-failed|retry|discard")
         words.add_parser("list", help="show what is connected, and the models whose saves are atomic for it")
+        status = words.add_parser("status", help="count the deliveries, and show the keys that a failed one blocks")
+        _add_database(status)
         relay = words.add_parser("relay", help="publish due deliveries until SIGTERM; any number may run at once")
         relay.add_argument("--once", action="store_true", help="publish what is due now, and end")
         relay.add_argument("--batch-size", type=int, default=500, help="deliveries claimed at once (500)")
@@ -50,6 +53,7 @@ class Command(BaseCommand):
         """Do what the word says."""
         words: dict[str, Callable[[dict[str, Any]], None]] = {
             "list": self.list,
+            "status": self.status,
             "relay": self.relay,
             "list-failed": self.list_failed,
             "retry": self.retry,
@@ -70,6 +74,20 @@ class Command(BaseCommand):
         self.stdout.write(
             f"models whose saves are atomic: {atomic if conf.get().ATOMIC_SAVES else 'none (ATOMIC_SAVES)'}"
         )
+
+    def status(self, options: dict[str, Any]) -> None:
+        """Count what there is, and show one line for each blocked key: what failed, and how many wait behind it."""
+        for alias in _aliases(options):
+            rows = deliveries(alias)
+            counts = dict(rows.order_by().values_list("state").annotate(Count("pk")))
+            words = ", ".join(f"{counts.get(state.value, 0)} {state.label}" for state in State)
+            self.stdout.write(f"{alias}: {words}, {rows.waiting().count()} of the ready ones wait for their key's turn")
+            blocked = rows.blocked().order_by("finished_at", "pk").defer("payload", "traceback")
+            for row in blocked.iterator(chunk_size=500):
+                self.stdout.write(
+                    f"{alias}:{row.pk}  blocked since {row.finished_at:%Y-%m-%d %H:%M:%S}  {row.receiver}  "
+                    f"key={row.key}  behind={row.behind or 0}  {row.summary}  {row.fingerprint}"
+                )
 
     def relay(self, options: dict[str, Any]) -> None:
         """Run the relay."""
@@ -104,7 +122,7 @@ class Command(BaseCommand):
         for rows in _chosen(options, careful=True):
             kept = rows.filter(payload__isnull=False)
             lost = rows.filter(payload__isnull=True).count()
-            self._change(options, kept, kept.retry, "retried")
+            self._change(options, kept, kept.retry, "retried")  # of a blocked key: those behind it go on after it
             if lost:
                 self.stdout.write(f"{rows.db}: {lost} cannot be retried: they have lost their payload.")
 
@@ -114,8 +132,9 @@ class Command(BaseCommand):
             self._change(options, rows, rows.discard, "discarded")
 
     def _change(self, options: dict[str, Any], rows: DeliveryQuerySet, verb: Callable[[], int], done: str) -> None:
+        behind = rows.behind()
         words = f"{rows.count()} would be {done}" if options["dry_run"] else f"{verb()} {done}"
-        self.stdout.write(f"{rows.db}: {words}")
+        self.stdout.write(f"{rows.db}: {words}" + (f"; {behind} wait behind these and go on" if behind else ""))
 
 
 def _add_database(parser: ArgumentParser) -> None:
@@ -160,14 +179,18 @@ def _chosen(options: dict[str, Any], *, careful: bool = False) -> Iterator[Deliv
     """
     if careful and not (options["all"] or _narrows(options)):
         raise CommandError("Choose deliveries by --id, --receiver, --signal or --error, or give --all.")
-    aliases = options["database"] or sorted({alias for alias, _ in options["id"] or ()}) or keeping()
-    if unknown := [alias for alias in aliases if alias not in connections.settings]:
-        raise CommandError(f"There is no database {unknown[0]!r}; DATABASES has {', '.join(connections)}.")
-    for alias in aliases:
+    for alias in _aliases(options):
         rows = deliveries(alias).failed()
         if options["id"] is not None:
             rows = rows.filter(pk__in=[number for place, number in options["id"] if place == alias])
         yield rows.filter(_about(options))
+
+
+def _aliases(options: dict[str, Any]) -> Sequence[str]:
+    aliases = options["database"] or sorted({alias for alias, _ in options.get("id") or ()}) or keeping()
+    if unknown := [alias for alias in aliases if alias not in connections.settings]:
+        raise CommandError(f"There is no database {unknown[0]!r}; DATABASES has {', '.join(connections)}.")
+    return list(aliases)
 
 
 def _about(options: dict[str, Any]) -> Q:

@@ -1,0 +1,121 @@
+"""Let the newest sending of a key stand for those that waited with it: what they become, and the statements for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from django.db import transaction
+from django.db.models.signals import post_delete, pre_delete
+
+from .. import names
+from ..codec.core import TAG
+from ..envelope import Envelope
+from ..exceptions import DecodeError
+from ..wire import dump, parse
+from .deliveries import deliveries
+from .lease import Lease
+from .rows import State
+
+logger = logging.getLogger(__name__)
+
+MOST = 500  # deliveries that one run stands for; the next run of the key has the rest
+
+
+def fold(older: Envelope, newer: Envelope) -> Envelope:
+    """Return what two sendings of a key become, of which the receiver has seen neither to its end.
+
+    It is the newer one, with its identity and all its arguments, but for what adds up: ``created`` is true if it was
+    in one of them, ``update_fields`` has the names of both, unless one saved all, and each of ``event.changes`` goes
+    from the first old value to the last new one. A delete supersedes what was before it: nothing of that is added.
+    """
+    event = replace(newer.event, coalesced=older.event.coalesced + newer.event.coalesced + 1)
+    if _is_delete(older) or _is_delete(newer):
+        return replace(newer, event=event)
+    changes = {**_loose(older.changes), **newer.changes}
+    for name in _loose(older.changes).keys() & newer.changes.keys():
+        changes[name] = [older.changes[name][0], newer.changes[name][1]]
+    return replace(newer, event=event, kwargs=_added(older.kwargs, newer.kwargs), changes=changes)
+
+
+def _is_delete(envelope: Envelope) -> bool:
+    return names.find_signal(*envelope.signal_names) in (pre_delete, post_delete)
+
+
+def _loose(changes: dict[str, Any]) -> dict[str, Any]:
+    """Return the changes that do not refer to the envelope's table of instances, as no field of Django's does."""
+    return {name: pair for name, pair in changes.items() if not _refers(pair)}
+
+
+def _refers(node: Any) -> bool:
+    if isinstance(node, dict):
+        return node.get(TAG) == "obj" or any(map(_refers, node.values()))
+    return isinstance(node, list) and any(map(_refers, node))
+
+
+def _added(older: dict[str, Any], newer: dict[str, Any]) -> dict[str, Any]:
+    kwargs = dict(newer)
+    created = [given["created"] for given in (older, newer) if type(given.get("created")) is bool]
+    if created:
+        kwargs["created"] = any(created)
+    fields = [given["update_fields"] for given in (older, newer) if "update_fields" in given]
+    if fields and all(field is None or _are_names(field) for field in fields):
+        every = [set(field["v"]) for field in fields if field is not None]
+        united = sorted(set().union(*every))
+        kwargs["update_fields"] = {TAG: "frozenset", "v": united} if len(every) == len(fields) else None
+    return kwargs
+
+
+def _are_names(node: Any) -> bool:
+    """Tell whether some JSON is what becomes of a set of names."""
+    is_set = isinstance(node, dict) and node.get(TAG) in ("set", "frozenset")
+    return is_set and all(isinstance(name, str) for name in node["v"])
+
+
+def fold_in(lease: Lease, known: Any, followers: Sequence[Any]) -> Envelope:
+    """Fold what waits behind an opened delivery into it, and return its envelope.
+
+    In a transaction of its own, after the opening has succeeded: a copy of the message, which opens nothing, would
+    otherwise delete what waits, and nobody would run it.
+
+    Args:
+        lease: on the opened delivery.
+        known: the delivery.
+        followers: what waits behind it, the oldest first.
+
+    Raises:
+        DecodeError: when the delivery's own payload is damaged, or erased.
+        django.db.Error: when the database does not answer; all is folded then, or nothing.
+    """
+    envelope = parse(known.payload)
+    folded: list[Any] = []
+    for row in followers:
+        if (newer := _readable(row)) is None:  # it waits for its turn, as do those behind it
+            break
+        envelope = fold(envelope, newer)
+        folded.append(row)
+    if folded and _write(lease, known, folded, envelope):
+        logger.debug("Delivery %s of %r stands for %d more.", lease.pk, lease.using, len(folded))
+        return envelope
+    return parse(known.payload)
+
+
+def _readable(row: Any) -> Envelope | None:
+    try:
+        return parse(row.payload) if row.folds else None
+    except DecodeError:
+        return None
+
+
+def _write(lease: Lease, known: Any, folded: Sequence[Any], envelope: Envelope) -> bool:
+    """Write the folded delivery and delete the others, if all of them are still what they were."""
+    columns = {name: getattr(folded[-1], name) for name in ("event_id", "signal", "summary", "options")}
+    others = deliveries(lease.using).filter(pk__in=[row.pk for row in folded], state=State.READY, slot=None)
+    with transaction.atomic(using=lease.using):
+        if lease.row().update(**columns, payload=dump(envelope)) and others.erase() == len(folded):
+            vars(known).update(columns)
+            return True
+        transaction.set_rollback(True, using=lease.using)
+    return False

@@ -1,0 +1,203 @@
+"""The statements by which the deliveries of a key take turns: one of them holds the slot, the others wait.
+
+A lane is a receiver together with a key. ``lane`` says where a delivery belongs, and ``slot``, which is unique, that it
+is its turn: it is the same value, or null. A delivery is written without the slot; its sender lets it have that after
+the commit, or whoever ends the one before it does, after a commit, too. Inside of a transaction neither would see the
+other, and the delivery would be left behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, Self
+
+from django.db import IntegrityError, connections, transaction
+from django.db.models import BooleanField, Case, Count, Exists, F, OuterRef, Subquery, When
+from django.db.models.expressions import RawSQL
+
+from .clock import In, by_index, force, lock_no_gaps
+from .rows import RowQuerySet, State
+
+LANES = "dcs_delivery_lane"  # the index of the lanes
+
+
+class TurnQuerySet(RowQuerySet):
+    """Deliveries of which some wait for others."""
+
+    def waiting(self, lane: Any = None) -> Self:
+        """Return those that wait for their turn, in a lane the oldest first.
+
+        A range of one lane and its order are what the index of lanes alone can give: told of an equal lane, PostgreSQL
+        may well prefer to read the table from its oldest row on, to find the first of the lane.
+        """
+        rows = self.filter(state=State.READY, slot=None, lane__isnull=False).order_by("lane", "pk")
+        return rows if lane is None else rows.filter(lane__gte=lane, lane__lte=lane)
+
+    def take_turn(self, pk: int, lane: str) -> bool:
+        """Let a delivery that its sender has just committed have the slot, in one statement, as published.
+
+        Returns:
+            False, when another has it, or waits before this one: whoever ends that one comes back to this one.
+        """
+        connection = connections[self.db]
+        if connection.vendor == "mysql":  # else the statement would wait for the inserts it looks at
+            lock_no_gaps(connection)
+        free = self.filter(self._holds_not(_HOLDS, lane), self._holds_not(_WAITS_BEFORE, lane, lane, pk))
+        return free._win([pk], slot=lane, state=State.SENT, sent_at=In(0), sends=1, due_at=None) > 0
+
+    def pass_turn(self, lane: str, *, publishing: bool = False) -> Any | None:
+        """Let the delivery that waits longest in a lane have the slot, unless another has it.
+
+        Args:
+            lane: of which a delivery has just been ended, and that is committed.
+            publishing: whether the caller publishes it; else the relay does.
+
+        Returns:
+            The delivery, if the caller is to publish it now.
+        """
+        free = self.waiting(lane).exclude(Exists(self.filter(slot=lane))).annotate(now=In(0))
+        with by_index(connections[self.db], self.model, LANES):
+            row = free.first()
+        if row is None:
+            return None
+        at_once = publishing and not row.options.get("debounce") and _left(row) <= 0
+        as_sent = {"state": State.SENT, "sent_at": In(0), "sends": 1, "due_at": None}
+        won = self._win([row.pk], slot=lane, claim=None, **(as_sent if at_once else {"due_at": In(_left(row))}))
+        return row if won and at_once else None
+
+    def admit(self, claim: int, rows: Sequence[Any]) -> list[Any]:
+        """Return those of a claim that may be published now.
+
+        Of the others, those that wait for another of their lane are due no more, for that one's end comes back to
+        them; and what is debounced is due later, when something newer waits behind it.
+        """
+        asking = {row.pk: row.lane for row in rows if row.lane and not row.slot}
+        if asking:
+            first = {lane: pk for pk, lane in sorted(asking.items(), reverse=True)}
+            waits = asking.keys() - self._take_turns(claim, list(first.values()))
+            self.claimed(claim, waits).filter(slot=None).update(due_at=None, claim=None, sent_at=None)
+            rows = [row for row in rows if row.pk not in waits]
+        return self._that_are_quiet(claim, rows)
+
+    def _take_turns(self, claim: int, ids: Sequence[int]) -> set[int]:
+        """Let claimed deliveries of different lanes have their slots; return which could."""
+        lane = OuterRef("lane")
+        earlier = self.filter(state=State.READY, slot=None, lane=lane, pk__lt=OuterRef("pk"))
+        free = self.claimed(claim, ids).filter(~Exists(self.filter(slot=lane)), ~Exists(earlier))
+        able = list(free.values_list("pk", flat=True))
+        won = self.claimed(claim, able)._win(able, slot=F("lane"))
+        if won < len(able):  # another was faster in one lane, and the database took back what it did in the rest
+            for pk in able:
+                self.claimed(claim, [pk])._win([pk], slot=F("lane"))
+        return set(self.claimed(claim, able).exclude(slot=None).values_list("pk", flat=True)) if able else set()
+
+    def _that_are_quiet(self, claim: int, rows: Sequence[Any]) -> list[Any]:
+        loud = {row.pk: seconds for row in rows if row.options.get("debounce") and (seconds := self._quiet_in(row)) > 0}
+        if loud:
+            due = Case(*(When(pk=pk, then=In(seconds)) for pk, seconds in loud.items()))
+            self.claimed(claim, loud).update(due_at=due, claim=None, sent_at=None)
+        return [row for row in rows if row.pk not in loud]
+
+    def _quiet_in(self, row: Any) -> float:
+        """Return the seconds until a debounced delivery may start, given the newest that waits behind it."""
+        newest = self.waiting(row.lane).order_by("-lane", "-pk").annotate(now=In(0)).values_list("created_at", "now")
+        with by_index(connections[self.db], self.model, LANES):
+            found = list(newest[:1])
+        for created, now in found:
+            quiet_in = (created - now).total_seconds() + row.options["debounce"]
+            return float(min(quiet_in, (row.created_at - now).total_seconds() + row.options["max_wait"]))
+        return 0.0
+
+    def with_followers(self, pk: int, token: int, limit: int) -> list[Any]:
+        """Return the delivery that was just opened and, if it coalesces, the oldest that wait behind it.
+
+        In one statement, for it is executed for every run. Nothing, when the delivery is in other hands by now.
+        """
+        names = {**self._names(), "pk": int(pk), "token": int(token), "limit": limit}
+        found = self.raw(_HEAD_AND_FOLLOWERS.format(lane=_FOLDING_LANE.format(**names), **names))
+        rows = sorted(found, key=lambda row: (row.pk != pk, row.pk))
+        return rows if rows and rows[0].pk == pk else []
+
+    def strays(self, after: str, limit: int) -> tuple[list[str], str]:
+        """Return lanes in which deliveries wait though none has the slot, and where to go on; empty: at the start.
+
+        That is what a process leaves behind that dies after it ended a delivery, or sent one, and before it let the
+        next have its turn. A lane in which many wait costs no more than one in which few do.
+        """
+        with by_index(connections[self.db], self.model, LANES):
+            lanes = list(self.waiting().filter(lane__gt=after).values_list("lane", flat=True)[:limit])
+        held = set(self.filter(slot__in=set(lanes)).values_list("slot", flat=True))
+        return [lane for lane in dict.fromkeys(lanes) if lane not in held], lanes[-1] if len(lanes) == limit else ""
+
+    def drop(self) -> int:
+        """Delete rows, and let those go on that wait behind them; return how many were deleted."""
+        lanes = list(self.filter(slot__isnull=False).values_list("slot", flat=True))
+        erased = self.erase()
+        everywhere = self.model.objects.using(self.db)
+        for lane in lanes:
+            act = partial(everywhere.pass_turn, lane)
+            if connections[self.db].in_atomic_block:
+                transaction.on_commit(act, using=self.db, robust=True)
+            else:
+                act()
+        return erased
+
+    # What people see ---------------------------------------------------------------------------------------------
+
+    def blocked(self) -> Self:
+        """Return the failed deliveries that block their keys, each with ``behind``: how many wait for it."""
+        waiting = self.model.objects.using(self.db).waiting(OuterRef("slot"))
+        counts = waiting.order_by().values("state").annotate(count=Count("pk")).values("count")
+        return self.filter(state=State.FAILED, slot__isnull=False).annotate(behind=Subquery(counts))
+
+    def behind(self) -> int:
+        """Return how many deliveries wait behind those of these rows that have failed and block their keys."""
+        return sum(count or 0 for count in self.blocked().values_list("behind", flat=True))
+
+    # How ---------------------------------------------------------------------------------------------------------
+
+    def _win(self, ids: Sequence[int], **changes: Any) -> int:
+        """Give waiting deliveries their slots; none, when another process has given one of these to another."""
+        rows = self.filter(pk__in=ids, state=State.READY, slot=None)
+        savepoint = transaction.atomic(using=self.db) if connections[self.db].in_atomic_block else nullcontext()
+        try:
+            with savepoint:
+                return rows.update(**changes)
+        except IntegrityError:
+            return 0
+
+    def _names(self) -> dict[str, Any]:
+        connection = connections[self.db]
+        table = connection.ops.quote_name(self.model._meta.db_table)
+        return {"table": table, "lanes": f"{table} {force(connection, LANES)}", **_STATES}
+
+    def _holds_not(self, inner: str, *values: Any) -> RawSQL:
+        """Return the condition that there is no such delivery.
+
+        MariaDB and MySQL look at the table they change only by way of an inner one, which LIMIT keeps apart.
+        """
+        sql = _NO_OTHER.format(inner=inner.format(**self._names()))
+        return RawSQL(sql, values, output_field=BooleanField())  # noqa: S611 - of constants
+
+
+def _left(row: Any) -> float:
+    """Return the seconds until a delivery may be published at the earliest."""
+    delay = max(row.options.get("countdown", 0.0), row.options.get("debounce", 0.0))
+    return float(max(0.0, (row.created_at - row.now).total_seconds() + delay))
+
+
+_STATES = {"ready": int(State.READY), "running": int(State.RUNNING)}
+
+_NO_OTHER = "NOT EXISTS (SELECT 1 FROM ({inner} LIMIT 1) AS other)"
+_HOLDS = "SELECT id FROM {table} WHERE slot = %s"
+_WAITS_BEFORE = (
+    "SELECT id FROM {lanes} WHERE lane >= %s AND lane <= %s AND state = {ready} AND id < %s ORDER BY lane, id"
+)
+_FOLDING_LANE = "(SELECT lane FROM {table} WHERE id = {pk} AND folds)"
+_HEAD_AND_FOLLOWERS = (
+    "SELECT * FROM {table} WHERE id = {pk} AND token = {token} AND state = {running} UNION ALL SELECT * FROM "
+    "(SELECT * FROM {lanes} WHERE lane >= {lane} AND lane <= {lane} AND state = {ready} AND slot IS NULL "
+    "ORDER BY lane, id LIMIT {limit}) AS followers"
+)

@@ -1,0 +1,135 @@
+"""What a sending is about: its key, by which receivers take events in order, or let newer ones stand for older ones."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date, time, timedelta
+from decimal import Decimal
+from hashlib import blake2b
+from typing import Any
+from uuid import UUID
+
+from django.core.exceptions import ValidationError
+from django.db.models import Model
+
+from . import conf
+from .codec.instances import as_instance, line_of
+from .envelope import Sending
+from .exceptions import ConnectError
+from .options import SendingOptions
+from .parameters import accepted
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 200  # characters of a key that are shown
+MAX_WAIT = 15  # times debounce=, unless max_wait= says another bound
+
+_PLAIN = (str, int, UUID, Decimal, date, time, timedelta)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lane:
+    """The deliveries of one receiver and key, which take turns, and how a new one joins them."""
+
+    key: str  # as it is shown
+    name: str  # a hash of both, for a database may take capital letters for small ones
+    folds: bool
+    debounce: float | None  # seconds
+    max_wait: float | None  # seconds
+
+    @property
+    def asked(self) -> dict[str, float]:
+        """Return what the delivery's options say of it."""
+        return {} if self.debounce is None else {"debounce": self.debounce, "max_wait": self.max_wait or 0.0}
+
+
+def takes_turns(options: SendingOptions, task: Any) -> bool:
+    """Tell whether the sendings of a connection have keys; of a task or of its class."""
+    return bool(getattr(task, "ordered", False)) or folds(options)
+
+
+def folds(options: SendingOptions) -> bool:
+    """Tell whether newer sendings of a connection may stand for older ones; ``debounce=`` says so, too."""
+    return options.debounce is not None if options.coalesce is None else options.coalesce
+
+
+def lane_of(options: SendingOptions, sending: Sending, receiver: str) -> Lane | None:
+    """Return the lane of a sending; None where it has no key, and is delivered without waiting for any other.
+
+    Raises:
+        ConnectError: under ``STRICT``, for a key that cannot be; else that is logged, and the sending has none.
+    """
+    try:
+        key = _key(options.key, sending, receiver)
+    except Exception:
+        if conf.get().STRICT:
+            raise
+        logger.exception("The key of a sending to %s cannot be told; it is delivered out of turn.", receiver)
+        return None
+    if key is None:
+        return None
+    debounce = options.debounce
+    return Lane(
+        key=key if len(key) <= SHOWN else f"{key[:SHOWN]}\N{HORIZONTAL ELLIPSIS}",
+        name=_hashed(f"{receiver}\0{key}"),
+        folds=folds(options),
+        debounce=debounce,
+        max_wait=None if debounce is None else options.max_wait or MAX_WAIT * debounce,
+    )
+
+
+def _key(function: Callable[..., Any] | None, sending: Sending, receiver: str) -> str | None:
+    if function is None:
+        instance = as_instance(sending.kwargs.get("instance"))
+        if instance is None:
+            raise ConnectError(
+                f"{receiver} takes the events of a key in turn, but this signal has no instance= to be the key. Say "
+                "what it is about: key=lambda order_id, **_: order_id."
+            )
+        return _of_row(instance)
+    available = {**sending.kwargs, "sender": sending.sender, "signal": sending.signal}
+    return _as_text(function(**accepted(function, available)), receiver)
+
+
+def _as_text(value: Any, receiver: str) -> str | None:
+    if value is None or type(value) is bool:
+        return None if value is None else str(value)
+    instance = as_instance(value)
+    if instance is not None:
+        return _of_row(instance)
+    if isinstance(value, _PLAIN):
+        return str.__str__(value) if isinstance(value, str) else str(value)
+    if isinstance(value, (tuple, list)):
+        return json.dumps([_as_text(part, receiver) for part in value], ensure_ascii=False)
+    raise ConnectError(
+        f"{receiver}: key= returned {value!r:.120}, which names nothing for certain. Return a text, a number, a UUID, "
+        "an instance, a tuple of these, or None for a sending without a key."
+    )
+
+
+def _of_row(instance: Model) -> str | None:
+    """Return the key of a row, the same for every class it has; None before it has a primary key."""
+    parts = [_pk_in_words(field, getattr(instance, field.attname)) for field in type(instance)._meta.pk_fields]
+    if any(part is None for part in parts):
+        return None
+    return f"{line_of(type(instance))[-1]._meta.label}:{','.join(part or '' for part in parts)}"
+
+
+def _pk_in_words(field: Any, value: Any) -> str | None:
+    """Show a primary key that says nothing by itself; an e-mail address or a name could be one, too."""
+    while field.remote_field is not None:
+        field = field.target_field
+    try:
+        value = field.to_python(value)
+    except ValidationError:  # an expression, or what the database will refuse
+        return None
+    if value is None or type(value) in (int, UUID):
+        return None if value is None else str(value)
+    return _hashed(str(value))
+
+
+def _hashed(text: str) -> str:
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
