@@ -186,10 +186,11 @@ def _send(app: Celery, target: Target, task: Any, options: SendingOptions, sendi
         changed=options.changed,
         snapshot=options.instance == "snapshot" or sending.signal in SNAPSHOT_SIGNALS,
         users_too=options.instance == "snapshot",
+        lane=lane,
     )
     if guarantee == "durable":
         mind_the_gap(target.name, sending.signal, sending.sender, envelope.event.using)
-    dispatch(app, envelope, guarantee, _of_apply_async(options), lane)
+    dispatch(app, envelope, guarantee, _of_apply_async(options))
 
 
 def guarantee_of(options: SendingOptions, signal: Signal) -> str:

@@ -16,15 +16,12 @@ from .envelope import Envelope
 from .event import check_depth
 from .exceptions import LoopDetected, PublishError
 from .handover import Hook, Message, Patience, lose, lost, patience_of, publish, publish_or_lose, told
-from .keys import Lane
 from .wire import seal
 
 AUDIT = "audit"  # the guarantee of signals that must survive a rollback, when none was asked for
 
 
-def dispatch(
-    app: Celery, envelope: Envelope, guarantee: str, options: dict[str, Any], lane: Lane | None = None
-) -> None:
+def dispatch(app: Celery, envelope: Envelope, guarantee: str, options: dict[str, Any]) -> None:
     """Send an envelope under a guarantee.
 
     Args:
@@ -32,25 +29,24 @@ def dispatch(
         envelope: what to send, as it was at the sending.
         guarantee: a key of :data:`GUARANTEES`.
         options: of ``apply_async``: queue, priority, countdown, expires.
-        lane: where it waits for its turn; under ``"durable"`` only.
 
     Raises:
         PublishError: under ``"immediate"``, when the broker does not take the message.
         django.db.Error: under ``"durable"``, when the database does not take the row.
     """
     options = {**_lineage(app, app.tasks.get(envelope.event.receiver)), **_absolute(app, options)}
-    GUARANTEES[guarantee](app, envelope, options | ({} if lane is None else {"lane": lane}))
+    GUARANTEES[guarantee](app, envelope, options)
 
 
 def durable(app: Celery, envelope: Envelope, options: dict[str, Any]) -> None:
     """Write a row in the sending's transaction; after its commit publish, and leave what fails to the relay."""
     using, receiver = envelope.event.using, envelope.event.receiver
-    connection, lane = connections[using], options.pop("lane", None)
+    connection = connections[using]
     options = _absolute(app, {"expires": getattr(app.tasks.get(receiver), "expires", None), **options})
     patience = patience_of(connection, publish_or_leave) or Patience(free=0)
     batch = None if app.conf.task_always_eager else batch_on(connection)
-    fast = batch is None and takes_the_fast_path(app, receiver, delay_of(options, lane), connection, patience)
-    row = row_of(app, envelope, options, lane, sent=fast)
+    fast = batch is None and takes_the_fast_path(app, receiver, delay_of(envelope, options), connection, patience)
+    row = row_of(app, envelope, options, sent=fast)
     if batch is not None:
         batch.add(row)
         return
@@ -60,8 +56,7 @@ def durable(app: Celery, envelope: Envelope, options: dict[str, Any]) -> None:
     message = message_of(app, row, using, lane=row.lane)
     if connection.in_atomic_block:
         patience.count += 1
-        hook = Hook(message, patience, publish_or_leave)
-        transaction.on_commit(hook, using=using, robust=not _errors_propagate(app))
+        _after_commit(app, Hook(message, patience, publish_or_leave), using)
     else:
         publish_or_leave(message, patience)
 
@@ -73,9 +68,8 @@ def on_commit(app: Celery, envelope: Envelope, options: dict[str, Any]) -> None:
     using, message = envelope.event.using, _message(app, envelope, options)
     connection = connections[using]
     if connection.in_atomic_block:
-        # Robust: a failing one stops neither the others nor the request. But an eager receiver's error is for the test.
-        hook = Hook(message, patience_of(connection, publish_or_lose) or Patience(), publish_or_lose)
-        transaction.on_commit(hook, using=using, robust=not _errors_propagate(app))
+        patience = patience_of(connection, publish_or_lose) or Patience()
+        _after_commit(app, Hook(message, patience, publish_or_lose), using)
         return
     if not autocommits(connection):
         raise transaction.TransactionManagementError(
@@ -159,5 +153,10 @@ def _lineage(app: Celery, task: Any) -> dict[str, Any]:
     return lineage
 
 
-def _errors_propagate(app: Celery) -> bool:
-    return bool(app.conf.task_always_eager and app.conf.task_eager_propagates)
+def _after_commit(app: Celery, hook: Hook, using: str) -> None:
+    """Register what is done after the commit.
+
+    Robust: one that fails stops neither the others nor the request. But an eager receiver's error is for the test.
+    """
+    propagates = app.conf.task_always_eager and app.conf.task_eager_propagates
+    transaction.on_commit(hook, using=using, robust=not propagates)

@@ -31,6 +31,17 @@ _warned: set[tuple[str, str]] = set()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Lane:
+    """The deliveries of one receiver and key, which take turns, and how a new one joins them."""
+
+    key: str  # as it is shown
+    name: str  # a hash of both, for a database may take capital letters for small ones
+    folds: bool  # whether newer ones are folded into it while it waits
+    debounce: float = 0.0  # seconds without a newer one, before it may run
+    max_wait: float = 0.0  # seconds after which it may run all the same
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Envelope:
     """One sending for one receiver, its values already in JSON."""
 
@@ -42,6 +53,7 @@ class Envelope:
     objects: list[dict[str, Any]]  # the model instances, each once
     changes: Any  # JSON of Event.changes
     context: dict[str, Any] = field(default_factory=dict)  # language and time zone of the sending
+    lane: Lane | None = None  # where it waits for its turn; kept beside it, in the delivery
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +76,7 @@ def write(
     changed: Iterable[str] | None = None,
     snapshot: bool = False,
     users_too: bool = False,
+    lane: Lane | None = None,
 ) -> Envelope:
     """Put a sending into an envelope, as it is now: what happens to its objects later is another sending's.
 
@@ -74,6 +87,7 @@ def write(
         changed: names of the fields whose old and new values travel along.
         snapshot: whether instances travel as their values instead of by reference.
         users_too: whether a snapshot of a user holds more than the primary key.
+        lane: where it waits for its turn.
 
     Raises:
         EncodeError: under ``STRICT``, for an argument that cannot be carried.
@@ -100,6 +114,7 @@ def write(
         objects=encoder.objects,
         changes=_changes(sending, changed or (), encoder),
         context=_context(),
+        lane=lane,
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import date, time, timedelta
 from decimal import Decimal
 from hashlib import blake2b
@@ -17,7 +16,7 @@ from django.db.models import Model
 
 from . import conf
 from .codec.instances import as_instance, line_of
-from .envelope import Sending
+from .envelope import Lane, Sending
 from .exceptions import ConnectError
 from .options import SendingOptions
 from .parameters import accepted
@@ -28,22 +27,6 @@ SHOWN = 200  # characters of a key that are shown
 MAX_WAIT = 15  # times debounce=, unless max_wait= says another bound
 
 _PLAIN = (str, int, UUID, Decimal, date, time, timedelta)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lane:
-    """The deliveries of one receiver and key, which take turns, and how a new one joins them."""
-
-    key: str  # as it is shown
-    name: str  # a hash of both, for a database may take capital letters for small ones
-    folds: bool
-    debounce: float | None  # seconds
-    max_wait: float | None  # seconds
-
-    @property
-    def asked(self) -> dict[str, float]:
-        """Return what the delivery's options say of it."""
-        return {} if self.debounce is None else {"debounce": self.debounce, "max_wait": self.max_wait or 0.0}
 
 
 def takes_turns(options: SendingOptions, task: Any) -> bool:
@@ -71,13 +54,13 @@ def lane_of(options: SendingOptions, sending: Sending, receiver: str) -> Lane | 
         return None
     if key is None:
         return None
-    debounce = options.debounce
+    debounce = options.debounce or 0.0
     return Lane(
         key=key if len(key) <= SHOWN else f"{key[:SHOWN]}\N{HORIZONTAL ELLIPSIS}",
         name=_hashed(f"{receiver}\0{key}"),
         folds=folds(options),
         debounce=debounce,
-        max_wait=None if debounce is None else options.max_wait or MAX_WAIT * debounce,
+        max_wait=options.max_wait or MAX_WAIT * debounce,
     )
 
 

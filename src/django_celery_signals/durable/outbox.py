@@ -16,7 +16,6 @@ from .. import conf
 from ..envelope import Envelope
 from ..exceptions import PublishError, SettingsError
 from ..handover import Message, Patience, publish
-from ..keys import Lane
 from ..publisher import publisher
 from ..wire import dump
 from .clock import In
@@ -46,26 +45,26 @@ def takes_the_fast_path(
     )
 
 
-def delay_of(options: dict[str, Any], lane: Lane | None) -> float:
+def delay_of(envelope: Envelope, options: dict[str, Any]) -> float:
     """Return the seconds for which a delivery is not to be published."""
-    return max(float(options.get("countdown", 0)), (lane.debounce or 0.0) if lane is not None else 0.0)
+    return max(float(options.get("countdown", 0)), envelope.lane.debounce if envelope.lane is not None else 0.0)
 
 
-def row_of(app: Celery, envelope: Envelope, options: dict[str, Any], lane: Lane | None, *, sent: bool) -> Any:
+def row_of(app: Celery, envelope: Envelope, options: dict[str, Any], *, sent: bool) -> Any:
     """Return the delivery to be written.
 
     Args:
         app: the Celery app that has the receiver.
         envelope: what is sent.
         options: of ``apply_async``.
-        lane: where it waits for its turn.
         sent: whether the sender publishes it. The row says so beforehand; only a failure that is known takes it back,
             and whatever else happens, the relay finds out. One with a lane is published when it has its turn.
 
     Raises:
         SettingsError: where there is no table for it.
     """
-    event, published = envelope.event, sent and lane is None
+    event, lane = envelope.event, envelope.lane
+    published = sent and lane is None
     check_table(event.using, event.receiver)
     kept = {name: _as_json(value) for name, value in options.items() if name != "countdown" and value is not None}
     row: Any = deliveries(event.using).model(
@@ -75,7 +74,7 @@ def row_of(app: Celery, envelope: Envelope, options: dict[str, Any], lane: Lane 
         summary=clean(envelope.summary)[:255],
         queue=queue_of(app, event.receiver, options) or "",
         state=State.SENT if published else State.READY,
-        due_at=None if sent else In(delay_of(options, lane)),
+        due_at=None if sent else In(delay_of(envelope, options)),
         sent_at=In(0) if published else None,
         token=new_token(),
         sends=int(published),
@@ -85,8 +84,8 @@ def row_of(app: Celery, envelope: Envelope, options: dict[str, Any], lane: Lane 
     )
     if lane is not None:
         row.key, row.lane, row.folds = clean(lane.key)[:255], lane.name, lane.folds
-        delay = {"countdown": options["countdown"]} if "countdown" in options else {}
-        row.options |= {**delay, **lane.asked}
+        asked = {"countdown": options.get("countdown"), "debounce": lane.debounce, "max_wait": lane.max_wait}
+        row.options |= {name: value for name, value in asked.items() if value}
     return row
 
 

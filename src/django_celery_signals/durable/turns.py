@@ -148,8 +148,9 @@ class TurnQuerySet(RowQuerySet):
 
     def blocked(self) -> Self:
         """Return the failed deliveries that block their keys, each with ``behind``: how many wait for it."""
-        waiting = self.model.objects.using(self.db).waiting(OuterRef("slot"))
-        counts = waiting.order_by().values("state").annotate(count=Count("pk")).values("count")
+        everywhere = self.model.objects.using(self.db)
+        waiting = everywhere.filter(state=State.READY, slot=None, lane=OuterRef("slot"))
+        counts = waiting.values("state").annotate(count=Count("pk")).values("count")
         return self.filter(state=State.FAILED, slot__isnull=False).annotate(behind=Subquery(counts))
 
     def behind(self) -> int:
