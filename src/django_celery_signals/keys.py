@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from datetime import date, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from hashlib import blake2b
 from typing import Any
@@ -15,7 +15,7 @@ from django.core.exceptions import ValidationError
 from django.db.models import Model
 
 from . import conf
-from .codec.instances import as_instance, line_of
+from .codec.instances import as_instance, has_pk, line_of
 from .envelope import Lane, Sending
 from .exceptions import ConnectError
 from .options import SendingOptions
@@ -78,13 +78,12 @@ def _key(function: Callable[..., Any] | None, sending: Sending, receiver: str) -
 
 
 def _as_text(value: Any, receiver: str) -> str | None:
-    if value is None or type(value) is bool:
-        return None if value is None else str(value)
-    instance = as_instance(value)
-    if instance is not None:
-        return _of_row(instance)
+    if value is None:
+        return None
+    if isinstance(value, Model):  # evaluates a lazy one, such as a request's user
+        return _of_row(as_instance(value) or value)
     if isinstance(value, _PLAIN):
-        return str.__str__(value) if isinstance(value, str) else str(value)
+        return _in_words(value)
     if isinstance(value, (tuple, list)):
         return json.dumps([_as_text(part, receiver) for part in value], ensure_ascii=False)
     raise ConnectError(
@@ -93,25 +92,32 @@ def _as_text(value: Any, receiver: str) -> str | None:
     )
 
 
+def _in_words(value: Any) -> str:
+    """Return the text of a value, the same for equal ones."""
+    if isinstance(value, Decimal):
+        return format(value.normalize(), "f")
+    if isinstance(value, datetime) and value.utcoffset() is not None:
+        return value.astimezone(UTC).isoformat()
+    return str.__str__(value) if isinstance(value, str) else str(value)
+
+
 def _of_row(instance: Model) -> str | None:
     """Return the key of a row, the same for every class it has; None before it has a primary key."""
-    parts = [_pk_in_words(field, getattr(instance, field.attname)) for field in type(instance)._meta.pk_fields]
-    if any(part is None for part in parts):
+    if not has_pk(instance):
         return None
-    return f"{line_of(type(instance))[-1]._meta.label}:{','.join(part or '' for part in parts)}"
+    try:
+        parts = [_pk_in_words(field, getattr(instance, field.attname)) for field in type(instance)._meta.pk_fields]
+    except ValidationError:  # it has none that a row could have
+        return None
+    return f"{line_of(type(instance))[-1]._meta.label}:{','.join(parts)}"
 
 
-def _pk_in_words(field: Any, value: Any) -> str | None:
+def _pk_in_words(field: Any, value: Any) -> str:
     """Show a primary key that says nothing by itself; an e-mail address or a name could be one, too."""
     while field.remote_field is not None:
         field = field.target_field
-    try:
-        value = field.to_python(value)
-    except ValidationError:  # an expression, or what the database will refuse
-        return None
-    if value is None or type(value) in (int, UUID):
-        return None if value is None else str(value)
-    return _hashed(str(value))
+    value = field.to_python(value)
+    return str(value) if type(value) in (int, UUID) else _hashed(_in_words(value))
 
 
 def _hashed(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from .outbox import insert
 
 SIZE = 500  # deliveries that are written at once
+
+_SAVEPOINT = re.compile(r"\s*(SAVEPOINT|RELEASE|ROLLBACK)\s+(?:TO\s+)?(?:SAVEPOINT\s+)?(\S+?)\s*;?\s*", re.IGNORECASE)
 
 _batches: dict[int, Batch] = {}  # by the identity of a connection, which is one thread's
 
@@ -37,7 +40,8 @@ def batched(using: str = DEFAULT_DB_ALIAS) -> Iterator[None]:
             return
         batch = _batches[id(connection)] = Batch(connection)
         try:
-            yield
+            with connection.execute_wrapper(batch.watch):
+                yield
             batch.close()
         finally:
             del _batches[id(connection)]
@@ -48,52 +52,48 @@ def batch_on(connection: BaseDatabaseWrapper) -> Batch | None:
     return _batches.get(id(connection))
 
 
-class _Mark:
-    """What tells whether a savepoint was rolled back: Django forgets the hooks that were registered in it."""
-
-    def __init__(self, savepoints: frozenset[Any]) -> None:
-        self.savepoints = savepoints
-
-    def __call__(self) -> None:
-        """Nothing is to be done after the commit."""
-
-
 class Batch:
     """Deliveries that are not written yet, in the order of their sendings."""
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         """Begin empty."""
         self.connection = connection
-        self._rows: list[tuple[Any, _Mark]] = []
-        self._mark: _Mark | None = None
+        self._rows: list[Any] = []
+        self._savepoints: list[tuple[str, int]] = []  # the open ones, and how many rows were there before each
 
     def add(self, row: Any) -> None:
         """Take a delivery, and write what there is when that has become much."""
-        savepoints = frozenset(filter(None, self.connection.savepoint_ids))
-        if self._mark is None or self._mark.savepoints != savepoints:
-            self._mark = _Mark(savepoints)
-            transaction.on_commit(self._mark, using=self.connection.alias)
-        self._rows.append((row, self._mark))
-        # What was sent outside of the innermost savepoint must not be written in it, where it would be rolled back.
-        if len(self._rows) >= SIZE and savepoints <= self._rows[0][1].savepoints:
-            self.write()
+        self._rows.append(row)
+        # What was sent before the innermost savepoint must not be written in it, where it would be rolled back.
+        if len(self._rows) >= SIZE and (not self._savepoints or self._savepoints[-1][1] == 0):
+            self._write()
+
+    def watch(self, execute: Any, sql: Any, *args: Any) -> Any:
+        """Execute a statement; when that ends a savepoint, made by whomever, drop what was sent in it."""
+        result = execute(sql, *args)
+        match = _SAVEPOINT.fullmatch(sql) if isinstance(sql, str) else None
+        if match is not None:
+            self._follow(match[1].upper(), match[2])
+        return result
+
+    def _follow(self, verb: str, name: str) -> None:
+        if verb == "SAVEPOINT":
+            self._savepoints.append((name, len(self._rows)))
+            return
+        while self._savepoints and self._savepoints[-1][0] != name:
+            self._savepoints.pop()
+        if verb == "RELEASE":
+            del self._savepoints[-1:]
+        else:  # to one that is older than the batch, it is the whole
+            del self._rows[self._savepoints[-1][1] if self._savepoints else 0 :]
 
     def close(self) -> None:
         """Write the rest, unless the transaction can only be rolled back by now."""
         if not self.connection.needs_rollback:
-            self.write()
+            self._write()
 
-    def write(self) -> None:
-        """Write all whose savepoints were not rolled back."""
-        hooks = self.connection.run_on_commit
-        standing = {id(entry[1]) for entry in hooks}
-        rows, marks = [row for row, mark in self._rows if id(mark) in standing], {id(mark) for _, mark in self._rows}
-        self._rows, self._mark = [], None
-        self.connection.run_on_commit = [entry for entry in hooks if id(entry[1]) not in marks]
-        for start in range(0, len(rows), size := self._size(rows)):
+    def _write(self) -> None:
+        rows, self._rows = self._rows, []
+        size = min(SIZE, self.connection.ops.bulk_batch_size(rows[0]._meta.concrete_fields, rows)) if rows else SIZE
+        for start in range(0, len(rows), max(1, size)):  # SQLite counts the values of a statement
             insert(rows[start : start + size], self.connection.alias)
-
-    def _size(self, rows: list[Any]) -> int:
-        """Return how many rows one statement can have; SQLite counts the values."""
-        fields = rows[0]._meta.concrete_fields if rows else ()
-        return max(1, min(SIZE, self.connection.ops.bulk_batch_size(fields, rows)))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
+from itertools import takewhile
 from typing import Any
 
 from django.db import transaction
@@ -90,16 +92,21 @@ def fold_in(lease: Lease, known: Any, followers: Sequence[Any]) -> Envelope:
         django.db.Error: when the database does not answer; all is folded then, or nothing.
     """
     envelope = parse(known.payload)
-    folded: list[Any] = []
-    for row in followers:
-        if (newer := _readable(row)) is None:  # it waits for its turn, as do those behind it
-            break
-        envelope = fold(envelope, newer)
-        folded.append(row)
-    if folded and _write(lease, known, folded, envelope):
-        logger.debug("Delivery %s of %r stands for %d more.", lease.pk, lease.using, len(folded))
+    # The head itself need not be the oldest: one that was parked and is retried, or was committed late, is older.
+    readable = {row.pk: newer for row in followers if (newer := _readable(row)) is not None}
+    folded = list(takewhile(lambda row: row.pk in readable, followers))  # behind another they wait for their turn
+    if not folded:
         return envelope
-    return parse(known.payload)
+    rows = sorted((known, *folded), key=lambda row: row.pk)
+    try:
+        together = reduce(fold, (readable.get(row.pk, envelope) for row in rows))
+    except (AttributeError, LookupError, TypeError) as error:  # one of them is damaged, and will say so in its own run
+        logger.warning("Delivery %s of %r runs alone, what waits cannot be folded: %r", lease.pk, lease.using, error)
+        return envelope
+    if not _write(lease, known, folded, rows[-1], together):
+        return envelope
+    logger.debug("Delivery %s of %r stands for %d more.", lease.pk, lease.using, len(folded))
+    return together
 
 
 def _readable(row: Any) -> Envelope | None:
@@ -109,9 +116,9 @@ def _readable(row: Any) -> Envelope | None:
         return None
 
 
-def _write(lease: Lease, known: Any, folded: Sequence[Any], envelope: Envelope) -> bool:
+def _write(lease: Lease, known: Any, folded: Sequence[Any], newest: Any, envelope: Envelope) -> bool:
     """Write the folded delivery and delete the others, if all of them are still what they were."""
-    columns = {name: getattr(folded[-1], name) for name in ("event_id", "signal", "summary", "options")}
+    columns = {name: getattr(newest, name) for name in ("event_id", "signal", "summary", "options")}
     others = deliveries(lease.using).filter(pk__in=[row.pk for row in folded], state=State.READY, slot=None)
     with transaction.atomic(using=lease.using):
         if lease.row().update(**columns, payload=dump(envelope)) and others.erase() == len(folded):

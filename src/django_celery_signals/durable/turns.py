@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any, Self
 
 from django.db import IntegrityError, connections, transaction
@@ -134,14 +133,16 @@ class TurnQuerySet(RowQuerySet):
     def drop(self) -> int:
         """Delete rows, and let those go on that wait behind them; return how many were deleted."""
         lanes = list(self.filter(slot__isnull=False).values_list("slot", flat=True))
-        erased = self.erase()
-        everywhere = self.model.objects.using(self.db)
-        for lane in lanes:
-            act = partial(everywhere.pass_turn, lane)
-            if connections[self.db].in_atomic_block:
-                transaction.on_commit(act, using=self.db, robust=True)
-            else:
-                act()
+        erased, everywhere = self.erase(), self.model.objects.using(self.db)
+
+        def pass_turns() -> None:
+            for lane in lanes:
+                everywhere.pass_turn(lane)
+
+        if connections[self.db].in_atomic_block:
+            transaction.on_commit(pass_turns, using=self.db, robust=True)
+        else:
+            pass_turns()
         return erased
 
     # What people see ---------------------------------------------------------------------------------------------
