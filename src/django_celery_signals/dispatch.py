@@ -43,13 +43,13 @@ def durable(app: Celery, envelope: Envelope, options: dict[str, Any]) -> None:
     using, receiver = envelope.event.using, envelope.event.receiver
     connection = connections[using]
     options = _absolute(app, {"expires": getattr(app.tasks.get(receiver), "expires", None), **options})
-    patience = patience_of(connection, publish_or_leave) or Patience(free=0)
     batch = None if app.conf.task_always_eager else batch_on(connection)
-    fast = batch is None and takes_the_fast_path(app, receiver, delay_of(envelope, options), connection, patience)
-    row = row_of(app, envelope, options, sent=fast)
     if batch is not None:
-        batch.add(row)
+        batch.add(row_of(app, envelope, options, sent=False))
         return
+    patience = patience_of(connection, publish_or_leave) or Patience(free=0)
+    fast = takes_the_fast_path(app, receiver, delay_of(envelope, options), connection, patience)
+    row = row_of(app, envelope, options, sent=fast)
     insert([row], using)
     if not fast:
         return

@@ -67,7 +67,7 @@ def test_done_is_when_the_receiver_succeeded(
     assert ["run 3"] == list(Customer.objects.using(alias).values_list("name", flat=True))
     assert [] == list(deliveries(alias))
     assert {("red", runs[0][1])} == {(name, event_id) for name, event_id, _ in runs}
-    assert runs[0][2] + 2 == runs[1][2] + 1 == runs[2][2]  # type: ignore[operator]
+    assert runs[0][2] < runs[1][2] < runs[2][2]  # type: ignore[operator]
 
 
 @each_durable_broker

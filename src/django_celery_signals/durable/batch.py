@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
@@ -12,7 +13,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .outbox import insert
 
-SIZE = 500  # deliveries that are written at once
+SIZE, WEIGHT = 500, 1024 * 1024  # deliveries that one statement writes, at most, and characters of their payloads
 
 _SAVEPOINT = re.compile(r"\s*(SAVEPOINT|RELEASE|ROLLBACK)\s+(?:TO\s+)?(?:SAVEPOINT\s+)?(\S+?)\s*;?\s*", re.IGNORECASE)
 
@@ -64,9 +65,7 @@ class Batch:
     def add(self, row: Any) -> None:
         """Take a delivery, and write what there is when that has become much."""
         self._rows.append(row)
-        # What was sent before the innermost savepoint must not be written in it, where it would be rolled back.
-        if len(self._rows) >= SIZE and (not self._savepoints or self._savepoints[-1][1] == 0):
-            self._write()
+        self._write_if_much()
 
     def watch(self, execute: Any, sql: Any, *args: Any) -> Any:
         """Execute a statement; when that ends a savepoint, made by whomever, drop what was sent in it."""
@@ -82,10 +81,17 @@ class Batch:
             return
         while self._savepoints and self._savepoints[-1][0] != name:
             self._savepoints.pop()
-        if verb == "RELEASE":
-            del self._savepoints[-1:]
-        else:  # to one that is older than the batch, it is the whole
+        if verb == "ROLLBACK":  # to one that is older than the batch, it is the whole
             del self._rows[self._savepoints[-1][1] if self._savepoints else 0 :]
+            return
+        del self._savepoints[-1:]
+        self._write_if_much()
+
+    def _write_if_much(self) -> None:
+        """Write, unless some were sent before the innermost savepoint, and would be rolled back with that."""
+        is_safe = not self._savepoints or self._savepoints[-1][1] == 0
+        if is_safe and (len(self._rows) >= SIZE or sum(map(_weight, self._rows)) >= WEIGHT):
+            self._write()
 
     def close(self) -> None:
         """Write the rest, unless the transaction can only be rolled back by now."""
@@ -93,7 +99,19 @@ class Batch:
             self._write()
 
     def _write(self) -> None:
-        rows, self._rows = self._rows, []
-        size = min(SIZE, self.connection.ops.bulk_batch_size(rows[0]._meta.concrete_fields, rows)) if rows else SIZE
-        for start in range(0, len(rows), max(1, size)):  # SQLite counts the values of a statement
-            insert(rows[start : start + size], self.connection.alias)
+        """Write all; what the database does not take stays for the next time, for its error may be swallowed."""
+        while self._rows:
+            count = self._fitting()
+            insert(self._rows[:count], self.connection.alias)
+            del self._rows[:count]
+
+    def _fitting(self) -> int:
+        """Return how many of the next ones fit into a statement: SQLite counts the values, MariaDB the bytes."""
+        fields = self._rows[0]._meta.concrete_fields
+        most = min(SIZE, self.connection.ops.bulk_batch_size(fields, self._rows))
+        weights = accumulate(map(_weight, self._rows[:most]))
+        return max(1, sum(weight <= WEIGHT for weight in weights))
+
+
+def _weight(row: Any) -> int:
+    return len(row.payload)

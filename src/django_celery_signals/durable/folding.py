@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import reduce
 from itertools import takewhile
 from typing import Any
@@ -103,10 +104,18 @@ def fold_in(lease: Lease, known: Any, followers: Sequence[Any]) -> Envelope:
     except (AttributeError, LookupError, TypeError) as error:  # one of them is damaged, and will say so in its own run
         logger.warning("Delivery %s of %r runs alone, what waits cannot be folded: %r", lease.pk, lease.using, error)
         return envelope
-    if not _write(lease, known, folded, rows[-1], together):
+    columns = {name: getattr(rows[-1], name) for name in ("event_id", "signal", "summary")}
+    columns["options"] = {**rows[-1].options, "expires": _latest([row.options.get("expires") for row in rows])}
+    if not _write(lease, known, folded, {**columns, "payload": dump(together)}):
         return envelope
     logger.debug("Delivery %s of %r stands for %d more.", lease.pk, lease.using, len(folded))
     return together
+
+
+def _latest(moments: Sequence[str | None]) -> str | None:
+    """Return the expiry of several deliveries together: not before the last of them, and never if one has none."""
+    known = [moment for moment in moments if moment is not None]
+    return max(known, key=datetime.fromisoformat) if len(known) == len(moments) else None
 
 
 def _readable(row: Any) -> Envelope | None:
@@ -116,12 +125,11 @@ def _readable(row: Any) -> Envelope | None:
         return None
 
 
-def _write(lease: Lease, known: Any, folded: Sequence[Any], newest: Any, envelope: Envelope) -> bool:
+def _write(lease: Lease, known: Any, folded: Sequence[Any], columns: dict[str, Any]) -> bool:
     """Write the folded delivery and delete the others, if all of them are still what they were."""
-    columns = {name: getattr(newest, name) for name in ("event_id", "signal", "summary", "options")}
     others = deliveries(lease.using).filter(pk__in=[row.pk for row in folded], state=State.READY, slot=None)
     with transaction.atomic(using=lease.using):
-        if lease.row().update(**columns, payload=dump(envelope)) and others.erase() == len(folded):
+        if lease.row().update(**columns) and others.erase() == len(folded):
             vars(known).update(columns)
             return True
         transaction.set_rollback(True, using=lease.using)

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, ClassVar
 
@@ -52,7 +52,11 @@ def opened(task: Any, reference: Reference) -> Held | None:
         return None
     lease = Lease(using=reference.alias, pk=reference.id, token=reference.token + 1, seconds=seconds)
     known = rows.with_followers(lease.pk, lease.token, MOST)
-    return Held(task=task, lease=lease, known=known[0], followers=known[1:], renews=renews) if known else None
+    if not known:
+        return None
+    began = known[0].due_at - timedelta(seconds=seconds)
+    fence = (began - datetime(1970, 1, 1, tzinfo=began.tzinfo)) // timedelta(microseconds=1)
+    return Held(task=task, lease=lease, known=known[0], followers=known[1:], fence=fence, renews=renews)
 
 
 def _lease_of(task: Any, using: str) -> tuple[float, bool]:
@@ -96,6 +100,7 @@ class Held:
     lease: Lease
     known: Any  # the row, as it was opened
     followers: Sequence[Any] = ()  # what is folded into it
+    fence: int  # when it was opened, in microseconds of the database's clock: the runs of a key do not overlap there
     renews: bool
     asked: bool = False  # whether the receiver called retry(), which is the end of the default policy
     retry_in: float | None = None  # seconds, if it did so and went on
@@ -136,7 +141,7 @@ class Held:
     def event(self, event: Event) -> Event:
         """Return the event as the receiver gets it, with the fence; eager, in the sender's process, it has no rival."""
         lease = None if self.task.request.is_eager else self.lease
-        return replace(event, fence=self.lease.token, lease=lease, key=self.known.key)
+        return replace(event, fence=self.fence, lease=lease, key=self.known.key)
 
     def is_expired(self) -> bool:
         """Tell whether the sending's ``expires`` is over."""
