@@ -14,18 +14,25 @@ EPILOG = """\
 In the middle the worker is killed with SIGKILL, and with it what it was running and the messages that it had taken. A
 new one is started; nothing else is done about it.
 
-the last line:
+the last lines:
+  log: entries=... flights=... inversions=0
+  index: sent=... runs=... stale=0
   demo: saved=... sent=... received=... failed=0 duplicates=0 lost=0 mismatches=0
+
+  inversions  entries of a flight's log that stand behind one that was to follow them; its receiver is ordered
+  runs        of the search index's receiver, which is debounced: fewer than the events that were sent to it
+  stale       entries of the search index that do not show their flight as it is at the end
 
   saved       committed calls of save()
   sent        events that signals sent in transactions that were committed, one for each receiver
-  received    of these, the events whose receiver has committed its work; a receipt is part of that work
+  received    of these, the events whose receiver has committed its work; a receipt is part of that work, and says
+              for how many events it stands
   failed      receivers that gave up with an error, and this run itself when it was cut short
   duplicates  receipts of work that had been committed before
   lost        committed events whose work is missing at the end
   mismatches  numbers that differ from what one SQL query over the flights says, and events of rolled-back transactions
 
-  The exit code is 0 only if the last four are 0.
+  The exit code is 0 only if the last four are 0, there are no inversions, and the index has had fewer runs than events.
 
 the environment:
   DATABASE_URL  postgres://user:password@host/name, mariadb://..., sqlite:///file; else a fresh SQLite file.
@@ -58,7 +65,7 @@ def parse() -> argparse.Namespace:
         "--flights",
         type=positive,
         metavar="N",
-        default=1000,
+        default=700,
         help="how many of the week's 6,101 flights to load (default: %(default)s)",
     )
     parser.add_argument("--serve", action="store_true", help="keep the site and its worker up afterwards, until Ctrl-C")

@@ -13,10 +13,14 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from django.apps import apps
 from django.core import mail
 from django.core.mail import EmailMessage
 from django.core.management import call_command
-from django.db.models.signals import post_save
+from django.db import connection, transaction
+from django.db.migrations.state import ProjectState
+from django.db.models.signals import post_delete, post_save
+from django.test.utils import CaptureQueriesContext
 
 import django_celery_signals
 from django_celery_signals import Relay, bridge, conf, connections, deliveries, disconnect, exceptions, options, signals
@@ -26,12 +30,16 @@ from django_celery_signals.event import Event
 from django_celery_signals.management.commands.signals import Command
 from tests import shop
 from tests.drain import Published, drain, run, take
+from tests.lanes import Stage, step
+from tests.receiving import Receiving
 from tests.shop import models
 from tests.shop.models import Customer, Order, Tag
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "django_celery_signals"
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+TROUBLES = (ROOT / "docs" / "troubleshooting.md").read_text()
+RECIPES = (ROOT / "docs" / "recipes.md").read_text()
 README = (ROOT / "README.md").read_text()
 
 
@@ -76,12 +84,15 @@ def page(monkeypatch: pytest.MonkeyPatch, settings: Any) -> Iterator[Any]:
         return vars(module)
 
     yield run
-    for connection in [one for one in connections() if one not in before]:
-        disconnect(
-            connection.signal,
-            bridge.Spelling(bridge.send, bridge.target_of(connection.receiver)),
-            sender=connection.sender,
-        )
+    for made in [one for one in connections() if one not in before]:
+        spelling = bridge.Spelling(bridge.send, bridge.target_of(made.receiver))
+        disconnect(made.signal, spelling, sender=made.sender)
+
+
+@pytest.fixture
+def stage(celery_app: Celery, receiving: Receiving) -> Stage:
+    """The default database, and what a worker and a relay do with its deliveries."""
+    return Stage(alias="default", app=celery_app, receiving=receiving)
 
 
 def repeated(app: Celery) -> Published:
@@ -177,11 +188,14 @@ def test_mail_example(page: Any, celery_app: Celery, monkeypatch: pytest.MonkeyP
     assert deliveries("default").count() == 0
 
 
+# A command in a console block, and what it answers.
+PROMPT = re.compile(r"^\$ python manage\.py (.*)\n((?:[^$`].*\n)*)", re.MULTILINE)
+
+
 @pytest.mark.django_db(transaction=True, databases="__all__")
 def test_command_line(page: Any, celery_app: Celery, capsys: pytest.CaptureFixture[str]) -> None:
     """The README's failed delivery is listed as it says there, and runs after it was retried."""
-    prompt = re.compile(r"^\$ python manage\.py (.*)\n((?:[^$`].*\n)*)", re.MULTILINE)
-    (listing, listed), (retrying, retried) = prompt.findall(README)
+    (listing, listed), (retrying, retried) = PROMPT.findall(README)
     receivers = page(
         block_with(README, "@receiver_task(post_save, sender=Order)\ndef update_spending"), "shop.receivers"
     )
@@ -227,6 +241,198 @@ def test_options_example(page: Any, celery_app: Celery, capsys: pytest.CaptureFi
     assert capsys.readouterr().out == f"post_add on order {order.pk}: {{{tag.pk}}}\n"
 
 
+@pytest.mark.django_db(transaction=True)
+def test_keys_block(page: Any, stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    """The reference's customer is booked on one by one, in the order of the commits."""
+    pay = page(block_with(REFERENCE, "def book("))["pay"]
+    ada, bob = Customer.objects.create(name="Ada"), Customer.objects.create(name="Bob")
+    for customer, amount in [(ada, 1), (bob, 2), (ada, 3), (ada, 4)]:
+        pay(customer, amount)
+
+    assert (4, 2) == (stage.rows().count(), stage.waiting())
+    assert 4 == stage.work()
+    keys = {customer: f"shop.Customer:{customer.pk}" for customer in (ada, bob)}
+    said = capsys.readouterr().out.splitlines()
+    assert [f"{keys[ada]}: {amount}" for amount in (1, 3, 4)] == [line for line in said if line.startswith(keys[ada])]
+    assert f"{keys[bob]}: 2" in said
+
+
+@pytest.mark.django_db(transaction=True)
+def test_reindexing(page: Any, stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    """The recipe's orders are indexed once for all their changes, and again for what comes while they are."""
+    code = page(block_with(RECIPES, "def reindex("))
+    with transaction.atomic():
+        order = Order.objects.create(customer=Customer.objects.create(name="Ada"))
+        order.tags.add(Tag.objects.create(name="gift"))
+        order.save()
+    assert 1 == stage.work()
+    assert f"index order {order.pk} for 3 changes\n" == capsys.readouterr().out
+
+    heard = []
+
+    def hear_and_save(text: str) -> None:
+        heard.append(text)
+        del code["print"]
+        order.save()
+
+    code["print"] = hear_and_save
+    order.save()
+    assert 2 == stage.work()
+    said = f"index order {order.pk} for 1 changes"
+    assert ([said], f"{said}\n") == (heard, capsys.readouterr().out)
+
+    pk = order.pk
+    with transaction.atomic():
+        order.save()
+        order.delete()
+    assert 1 == stage.work()
+    assert f"remove order {pk}\n" == capsys.readouterr().out
+
+
+def inserts(queries: CaptureQueriesContext) -> int:
+    """Return with how many statements deliveries were written."""
+    return sum('INSERT INTO "django_celery_signals_delivery"' in query["sql"] for query in queries)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_sending_many(page: Any, stage: Stage) -> None:
+    """The recipes' imports and updates send for each row, and write their deliveries together."""
+    seen: list[tuple[int, bool, Any]] = []
+
+    def note(instance: Order, created: bool, update_fields: Any) -> None:
+        seen.append((instance.pk, created, update_fields))
+
+    stage.receiving(post_save, note, sender=Order)
+    ada = Customer.objects.create(name="Ada")
+    orders = [Order(customer=ada, status="paid", total=number) for number in range(7)]
+    run_import = page(block_with(RECIPES, "def import_orders("))["import_orders"]
+    with CaptureQueriesContext(connection) as queries:
+        assert 7 == run_import(orders, size=3)
+    assert 3 == inserts(queries)
+    assert 7 == stage.relay() == stage.work()
+    assert [(order.pk, True, None) for order in Order.objects.order_by("pk")] == sorted(seen)
+
+    seen.clear()
+    mark_as_sent = page(block_with(RECIPES, "def mark_as_sent("))["mark_as_sent"]
+    with CaptureQueriesContext(connection) as queries:
+        mark_as_sent(ada)
+    assert 1 == inserts(queries)
+    assert {"sent"} == set(Order.objects.values_list("status", flat=True))
+    assert 7 == stage.relay() == stage.work()
+    assert [(order.pk, False, {"status"}) for order in Order.objects.order_by("pk")] == sorted(seen)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_cancelling(page: Any, stage: Stage) -> None:
+    """The recipe's saves and deletions are sent one by one, and written together."""
+    seen: list[str] = []
+
+    def note(signal: Any, instance: Order) -> None:
+        seen.append(f"{signal is post_save} {instance.total}")
+
+    stage.receiving([post_save, post_delete], note, sender=Order, instance="snapshot", on_missing="fail")
+    ada = Customer.objects.create(name="Ada")
+    Order.objects.bulk_create(Order(customer=ada, total=total) for total in (0, 5))
+    cancel = page(block_with(RECIPES, "def cancel_all("))["cancel_all"]
+    with CaptureQueriesContext(connection) as queries:
+        cancel(ada)
+    assert 1 == inserts(queries)
+    assert 3 == stage.relay() == stage.work()
+    assert ["False 0.00", "True 0.00", "True 5.00"] == sorted(seen)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_audit_log(page: Any, stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    """The recipe's log has the changes of an order in their order, though one of its entries fails for a while."""
+    code = page(block_with(RECIPES, "def audit("), "shop.audits")
+    order = Order.objects.create(customer=Customer.objects.create(name="Ada"), total=3)
+    order.status = "paid"
+    order.save()
+    order.save()  # changes nothing
+    key = f"shop.Order:{order.pk}"
+    order.delete()
+    stage.app.tasks["shop.audits.audit"].max_retries = 0
+    code["print"] = lambda text: 1 / 0
+    assert 1 == stage.work()
+    assert [2] == [row.behind for row in deliveries("default").blocked()]
+    del code["print"]
+    assert 1 == deliveries("default").failed().retry()
+    assert (1, 3) == (stage.relay(), stage.work())
+    assert [
+        f"{key}: status None -> new",
+        f"{key}: total None -> 3",
+        f"{key}: status new -> paid",
+        f"{key} was deleted",
+    ] == capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+def test_orders_of_their_own(stage: Stage) -> None:
+    """As the guarantees say, a key has an order in each database, and a new one under each name of its receiver."""
+    old = stage.receive(ordered=True)
+    stage.send("a", 1, 2)
+    assert (1, 1) == (len(stage.take()), stage.waiting())
+    step.send(sender=None, using="other", key="a", number=3)
+    assert 1 == len(stage.take())
+    stage.receiving.end()
+    stage.receive(ordered=True, former_names=[old.name])
+    stage.send("a", 4)
+    assert (1, 1) == (len(stage.take()), stage.waiting())
+    del stage.app._tasks[old.name]
+
+
+@pytest.mark.django_db(transaction=True, databases="__all__")
+def test_blocked_key(page: Any, stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the commands say of a blocked key is what the troubleshooting page shows."""
+    code = page(block_with(RECIPES, "def audit("), "shop.receivers")
+    stage.app.tasks["shop.receivers.audit"].max_retries = 0
+    code["print"] = {}.__getitem__
+    order = Order.objects.create(customer=Customer.objects.create(name="Ada"))
+    assert 1 == stage.work()
+    for total in range(1, 5):
+        order.total = total
+        order.save()
+    rows = stage.rows(state=State.FAILED)
+    rows.update(summary=rows.get().summary.removesuffix(" created"))
+    (looking, seen), (retrying, retried) = PROMPT.findall(TROUBLES)
+
+    call_command(*looking.split())
+    assert list(map(words_of, seen.splitlines())) == list(map(words_of, capsys.readouterr().out.splitlines()[:2]))
+    call_command(*retrying.replace("default:17", f"default:{rows.get().pk}").split())
+    assert retried == capsys.readouterr().out
+    del code["print"]
+    assert (1, 5) == (stage.relay(), stage.work())
+
+
+@pytest.mark.django_db(transaction=True)
+def test_migration_without_events(page: Any, stage: Stage) -> None:
+    """The recipe's data migration writes, and sends nothing to a worker."""
+    Customer.objects.create(name="Ada")
+    stage.receiving(post_save, sender=Customer)
+    operation = page(block_with(RECIPES, "class Migration("))["Migration"].operations[0]
+    with connection.schema_editor() as editor:
+        operation.database_forwards("shop", editor, ProjectState.from_apps(apps), ProjectState.from_apps(apps))
+    assert ("ada@shop.example", 0) == (Customer.objects.get().email, stage.rows().count())
+
+
+@pytest.mark.django_db(transaction=True)
+def test_turns_example(page: Any, stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    """The README's log has each change in its order, and its index one run for all of them, when they have ceased."""
+    page(block_with(README, "def log_status"))
+    order = Order.objects.create(customer=Customer.objects.create(name="Ada"))
+    for status in ("paid", "sent"):
+        order.status = status
+        order.save()
+    assert 3 == stage.work()
+    steps = ["None -> new", "new -> paid", "paid -> sent"]
+    assert [f"Order {order.pk}: {step}" for step in steps] == capsys.readouterr().out.splitlines()
+
+    assert (3, 0) == (stage.rows().count(), stage.relay())
+    stage.rows().update(due_at=In(-1), created_at=In(-2))
+    assert 1 == stage.relay() == stage.work()
+    assert f"Order {order.pk}: 3 changes, one run\n" == capsys.readouterr().out
+
+
 def test_settings_block(page: Any) -> None:
     """The reference lists every setting with its default."""
     given = page(block_with(REFERENCE, "DJANGO_CELERY_SIGNALS = {"))["DJANGO_CELERY_SIGNALS"]
@@ -246,10 +452,9 @@ def test_failure_block(page: Any, celery_app: Celery, capsys: pytest.CaptureFixt
     code = page(block_with(REFERENCE, ".on_failed"), "shop.exports")
     order = Order.objects.create(customer=Customer.objects.create(name="Ada"))
     [message] = take(celery_app)
-    fence = deliveries("default").get().token + 1
     run(celery_app, message)
-    said = f"to the warehouse: order {order.pk}, event {message.headers['id']}, fence {fence}\n"
-    assert capsys.readouterr().out == said
+    said = rf"to the warehouse: order {order.pk}, event {message.headers['id']}, fence \d{{16}}\n"
+    assert re.fullmatch(said, capsys.readouterr().out)
 
     celery_app.tasks["shop.exports.export_order"].max_retries = 0
     code["print"] = lambda text: 1 / 0
@@ -262,7 +467,7 @@ def test_failure_block(page: Any, celery_app: Celery, capsys: pytest.CaptureFixt
 def test_every_block_is_run() -> None:
     """Every Python code block of README and docs is run by one of these tests."""
     source = Path(__file__).read_text()
-    known = re.findall(r"block_with\((README|REFERENCE), \"((?:[^\"\\]|\\.)*)\"\)", source)
+    known = re.findall(r"block_with\((README|REFERENCE|RECIPES), \"((?:[^\"\\]|\\.)*)\"\)", source)
     marks = [mark.encode().decode("unicode_escape") for _, mark in known]
     pages = [README, *(path.read_text() for path in (ROOT / "docs").glob("*.md"))]
     every = [block for text in pages for block in blocks(text)]
@@ -284,6 +489,13 @@ def test_everything_is_documented(names: list[str]) -> None:
     """The reference names every option, setting, field, signal and public name."""
     assert names
     assert [name for name in names if not re.search(rf"`{name}[`(]", REFERENCE)] == []
+
+
+@pytest.mark.parametrize("verb", ["failed", "blocked", "behind", "retry", "discard"])
+def test_every_verb_is_documented(verb: str) -> None:
+    """The reference has what people do with deliveries, and it can be done."""
+    assert callable(getattr(deliveries("default"), verb))
+    assert f".{verb}()`" in REFERENCE
 
 
 def words_of_command() -> dict[str, list[str]]:
@@ -325,10 +537,8 @@ def texts() -> Iterator[str]:
 
 def test_messages_are_quoted() -> None:
     """The headings of the troubleshooting page quote what the library says, or what others are known to say."""
-    page = (ROOT / "docs" / "troubleshooting.md").read_text()
-    quoted = [
-        quote for heading in re.findall(r"^## (.*)$", page, re.MULTILINE) for quote in re.findall(r"`([^`]+)`", heading)
-    ]
+    headings = re.findall(r"^## (.*)$", TROUBLES, re.MULTILINE)
+    quoted = [quote for heading in headings for quote in re.findall(r"`([^`]+)`", heading)]
     own = "\n".join(texts())
     parts = {quote: [part.strip() for part in quote.split("…") if part.strip()] for quote in quoted}
 

@@ -2,7 +2,7 @@
 
 from django.contrib import admin
 
-from .models import AirportStatistics, CarrierStatistics, DelayAlert, Flight, Receipt, SearchEntry, Tag
+from .models import AirportStatistics, CarrierStatistics, DelayAlert, Flight, LogEntry, Receipt, SearchEntry, Tag
 
 
 @admin.register(Flight)
@@ -15,4 +15,4 @@ class FlightAdmin(admin.ModelAdmin):
     filter_horizontal = ["tags"]
 
 
-admin.site.register([Tag, AirportStatistics, CarrierStatistics, DelayAlert, SearchEntry, Receipt])
+admin.site.register([Tag, AirportStatistics, CarrierStatistics, DelayAlert, SearchEntry, LogEntry, Receipt])

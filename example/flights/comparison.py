@@ -8,7 +8,7 @@ from typing import Any
 
 from django.db import connection
 
-from .models import ALERT, LATE, AirportStatistics, CarrierStatistics, DelayAlert, SearchEntry
+from .models import ALERT, LATE, LOGGED, AirportStatistics, CarrierStatistics, DelayAlert, LogEntry, SearchEntry
 
 Rows = dict[Any, Any]
 
@@ -26,6 +26,7 @@ BY_AIRPORT = f"""
 """
 BY_CARRIER = f"SELECT f.carrier_id, {COUNTS} FROM flights_flight f GROUP BY f.carrier_id"
 ALERTS = f"SELECT id, arr_delay FROM flights_flight WHERE arr_delay >= {ALERT}"
+LOG = "SELECT id, carrier_id, number, tailnum, origin_id, dest_id, dep_delay, arr_delay FROM flights_flight"
 SEARCH = """
     SELECT f.id, c.code, c.name, f.number, f.tailnum, o.code, o.name, d.code, d.name, t.name
       FROM flights_flight f
@@ -62,6 +63,12 @@ def entries(rows: Iterable[tuple[Any, ...]]) -> Rows:
     }
 
 
+def replayed() -> Rows:
+    """Return the flights as they are when everything in the log has happened in its order."""
+    told = LogEntry.objects.replayed()
+    return {flight: tuple(values.get(name) for name in LOGGED) for flight, values in told.items()}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statistic:
     """One thing that receivers keep, and the query that says what it must be."""
@@ -96,6 +103,12 @@ STATISTICS = [
         sql=SEARCH,
         read=entries,
         kept=lambda: dict(SearchEntry.objects.values_list("pk", "text")),
+    ),
+    Statistic(
+        name="log, replayed",
+        sql=LOG,
+        read=lambda rows: {flight: tuple(values) for flight, *values in rows},
+        kept=replayed,
     ),
 ]
 

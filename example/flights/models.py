@@ -1,8 +1,8 @@
-"""Flights and tags, which people edit; and statistics, alerts and a search index, which only receivers write.
+"""Flights and tags, which people edit; and statistics, alerts, a search index and a log, which only receivers write.
 
 A receiver's work is committed exactly once for each event, but perhaps late, and in another order than they were sent.
 So what it writes never depends on the event alone: it locks the row it is going to write, reads the flight as it is
-now, and writes what follows.
+now, and writes what follows. Only the log's receiver is ordered: there, what the event says is what is to be written.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ Row = TypeVar("Row", bound=models.Model)
 
 LATE = 15  # minutes; the definition of the US Department of Transportation
 ALERT = 120  # minutes
+LOGGED = ["carrier", "number", "tailnum", "origin", "dest", "dep_delay", "arr_delay"]
 
 
 class LockingQuerySet(models.QuerySet[Row]):
@@ -288,12 +289,47 @@ def text_of(flight: Flight, tags: list[str]) -> str:
     return " ".join(str(word) for word in words if word)
 
 
+class LogEntryQuerySet(models.QuerySet["LogEntry"]):
+    """Verbs of the log."""
+
+    def add(self, flight: Flight, event: Event) -> None:
+        """Write what an event says of a flight, behind what is written of it; no lock is needed to be the only one."""
+        self.create(flight_id=flight.pk, event_id=event.id, changes=event.changes)
+
+    def replayed(self) -> dict[int, dict[str, Any]]:
+        """Return each flight as its entries tell it, from the first to the last; without those that are deleted."""
+        told: dict[int, dict[str, Any]] = {}
+        for flight, changes in self.order_by("pk").values_list("flight_id", "changes"):
+            if changes:
+                told.setdefault(flight, {}).update({name: new for name, (_, new) in changes.items()})
+            else:
+                told.pop(flight, None)
+        return told
+
+
+class LogEntry(models.Model):
+    """One thing that happened to a flight. Read one after another, its entries tell what became of it."""
+
+    flight_id = models.BigIntegerField(db_index=True)
+    event_id = models.CharField(max_length=36)
+    changes = models.JSONField()  # name of a field -> old and new value; nothing: the flight was deleted
+
+    objects = LogEntryQuerySet.as_manager()
+
+    class Meta:
+        verbose_name_plural = "log entries"
+
+    def __str__(self) -> str:
+        changes = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in self.changes.items())
+        return f"flight {self.flight_id}: {changes or 'deleted'}"
+
+
 class ReceiptQuerySet(models.QuerySet["Receipt"]):
     """Verbs of receipts."""
 
     def write(self, event: Event) -> None:
         """Note what a receiver has done, in the transaction in which it does it: both are committed, or neither is."""
-        self.create(event_id=event.id, receiver=event.receiver)
+        self.create(event_id=event.id, receiver=event.receiver, stands_for=1 + event.coalesced)
 
 
 class Receipt(models.Model):
@@ -301,6 +337,7 @@ class Receipt(models.Model):
 
     event_id = models.CharField(max_length=36)
     receiver = models.CharField(max_length=200)
+    stands_for = models.PositiveIntegerField(default=1)  # sendings, of which the event is the newest
 
     objects = ReceiptQuerySet.as_manager()
 

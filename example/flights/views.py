@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from django.db.models import Count
+from django.db.models import Count, Sum
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 
-from .models import AirportStatistics, CarrierStatistics, DelayAlert, Receipt, SearchEntry
+from .models import AirportStatistics, CarrierStatistics, DelayAlert, LogEntry, Receipt, SearchEntry
 
 
 def statistics(request: HttpRequest) -> HttpResponse:
@@ -22,6 +22,9 @@ def statistics(request: HttpRequest) -> HttpResponse:
         "carriers": CarrierStatistics.objects.select_related("carrier").order_by("-flights"),
         "airports": AirportStatistics.objects.select_related("airport").order_by("-flights")[:20],
         "alerts": DelayAlert.objects.select_related("flight").order_by("-minutes")[:10],
-        "receipts": Receipt.objects.values("receiver").annotate(events=Count("pk")).order_by("receiver"),
+        "log": LogEntry.objects.exclude(changes__has_key="number").order_by("-pk")[:10],  # not the new ones
+        "receipts": Receipt.objects.values("receiver")
+        .annotate(events=Sum("stands_for"), runs=Count("pk"))
+        .order_by("receiver"),
     }
     return render(request, "flights/statistics.html", context)

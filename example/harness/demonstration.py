@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from django.conf import settings
@@ -14,7 +15,7 @@ from django.db.models import QuerySet
 from django.utils.crypto import get_random_string
 from flights.comparison import STATISTICS
 from flights.comparison import compare as differences
-from flights.models import Receipt
+from flights.models import LogEntry, Receipt
 
 from django_celery_signals import deliveries
 from django_celery_signals.durable.deliveries import State
@@ -131,28 +132,32 @@ def wait(tally: Tally, worker: processes.Child) -> None:
 
 def count(tally: Tally) -> None:
     """Count what was done, by the receipts that were committed with it, and what was given up."""
-    tally.received = Counter(Receipt.objects.values_list("event_id", flat=True))
+    tally.received = Counter()
+    for event_id, stands_for in Receipt.objects.values_list("event_id", "stands_for"):
+        tally.received[event_id] += stands_for
     tally.failed = set(deliveries(DEFAULT_DB_ALIAS).failed().values_list("event_id", flat=True))
+    for flight, event_id in LogEntry.objects.order_by("pk").values_list("flight_id", "event_id"):
+        tally.log.setdefault(flight, []).append(event_id)
 
 
 def compare(tally: Tally, worker: processes.Child) -> None:
     """Compare what the receivers wrote with what it must be, and explain any difference."""
     count(tally)
-    ghosts = tally.received.keys() - tally.sent
-    tally.mismatches = [f"event {event_id} was received, but never committed" for event_id in sorted(ghosts)]
+    ghosts = [f"event {event_id} was received, but never committed" for event_id in sorted(tally.ghosts)]
+    tally.mismatches = {"ghosts": ghosts}
     for statistic in STATISTICS:
-        found = differences(statistic)
+        found = tally.mismatches[statistic.name] = differences(statistic)
         print(f"checking {statistic.name}: {f'{len(found)} differ' if found else 'as SQL says'}", flush=True)
-        tally.mismatches += found
     if not tally.succeeded():
         explain(tally, worker)
 
 
 def explain(tally: Tally, worker: processes.Child) -> None:
     """Show what may help to understand a failure."""
-    for line in tally.mismatches[:SHOWN]:
+    for line in [*chain(*tally.mismatches.values())][:SHOWN]:
         print(f"  {line}")
-    for row in deliveries(DEFAULT_DB_ALIAS).filter(event_id__in=[*tally.lost, *tally.failed][:SHOWN]):
+    missing = [event_id for event_id, group in tally.sent.items() if group in tally.lost]
+    for row in deliveries(DEFAULT_DB_ALIAS).filter(event_id__in=[*missing, *tally.failed][:SHOWN]):
         print(f"  {row}: {row.error_type or 'no error'}")
     print(f"The worker's last lines:\n{worker.last_lines()}")
 

@@ -18,6 +18,7 @@ Row = dict[str, str]
 DATA = Path(__file__).resolve().parent.parent / "data"
 FLIGHTS = DATA / "flights-2013-02-05-to-11.csv.gz"
 BATCH = 30  # flights saved in one transaction
+EDITS = 5  # times that one flight of each batch is saved again
 TAGS = ["snow", "vip", "night", "long-haul"]
 
 
@@ -73,6 +74,7 @@ class Week:
         self._random = Random(2013)
         self._later: list[Callable[[list[Flight]], None]] = [
             self._correct,
+            self._edit,
             self._tag,
             self._regret,
             self._delete,
@@ -113,6 +115,14 @@ class Week:
         registered.tailnum = "N2013X"
         registered.save(update_fields=["tailnum"])
         self.saved += 4
+
+    def _edit(self, flights: list[Flight]) -> None:
+        """Save one flight again and again, each time with another registration and delay."""
+        (flight,) = self._some(flights, 1)
+        for number in range(EDITS):
+            flight.tailnum, flight.arr_delay = f"N{number}EDIT", self._random.randint(-10, 100)
+            flight.save()
+            self.saved += 1
 
     def _tag(self, flights: list[Flight]) -> None:
         one, other = self._some(flights * 2, 2)

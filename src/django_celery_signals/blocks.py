@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 
+from django.db import router
 from django.db.models import Model, QuerySet
 from django.db.models.signals import post_save
 
@@ -60,7 +61,7 @@ def send_saved(objs: Iterable[Model], *, created: bool, update_fields: Iterable[
     with ExitStack() as batches:
         opened: set[str] = set()
         for instance in saved:
-            using = str(_alias_of(instance))
+            using = _alias_of(instance)
             if using not in opened:
                 batches.enter_context(batched(using))
                 opened.add(using)
@@ -77,8 +78,8 @@ def _checked(instances: list[Model]) -> list[Model]:
     return instances
 
 
-def _alias_of(instance: Model) -> str | None:
-    """Return the database in which an object has a row.
+def _alias_of(instance: Model) -> str:
+    """Return the database to which an object is written.
 
     Raises:
         ValueError: when it has none.
@@ -95,4 +96,4 @@ def _alias_of(instance: Model) -> str | None:
         raise ValueError(
             f"send_saved(): {instance!r:.120} was never saved. Send for what bulk_create() returns, after it."
         )
-    return instance._state.db
+    return str(router.db_for_write(type(instance), instance=instance))  # it may have been read from a replica

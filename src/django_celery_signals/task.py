@@ -147,6 +147,8 @@ class ReceiverTask(DjangoTask):  # type: ignore[type-arg]
             ConnectError: for an option that cannot be.
         """
         super().on_bound(app)
+        if not callable(cls.on_failure):  # by a mixin, or Celery's annotations
+            cls.after_failure, cls.on_failure = cls.on_failure or cls.after_failure, DjangoTask.on_failure
         merged_with_class(SendingOptions(), cls, str(cls.name))
         given = {name: getattr(cls, name) for name in RUNNING_NAMES}
         check_running({**given, "on_failure": cls.after_failure}, f"task {cls.name}")

@@ -354,6 +354,64 @@ def test_rows_that_are_not_there_travel_as_values(
     assert [expected] == arrived
 
 
+# Turns -------------------------------------------------------------------------------------------------------------
+
+
+DURABLE = {"GUARANTEE": "durable", "FAST_PATH_LIMIT": 0}
+
+
+@pytest.mark.django_db
+def test_turns_of_a_plain_connection(tasks: Tasks, settings: Any) -> None:
+    """Django's own connect knows no options, so what the task declares of turns holds, for each of its sendings."""
+    settings.DJANGO_CELERY_SIGNALS = DURABLE
+    signal = Signal()
+    for options in ({"ordered": True}, {"coalesce": True}, {"debounce": 5}, {}, {"coalesce": False}):
+        signal.connect(tasks.shared(**options).delay)
+
+    for pk in (5, "5", 6):
+        signal.send(sender=None, instance=Order(pk=pk))
+
+    rows = list(deliveries("default").order_by("pk"))
+    keys = ["shop.Order:5"] * 3 + [None] * 2
+    assert [*keys, *keys, *("shop.Order:6" if key else None for key in keys)] == [row.key for row in rows]
+    assert [False, True, True, False, False] == [row.folds for row in rows[:5]]
+    assert [{}, {}, {"debounce": 5, "max_wait": 75}, {}, {}] == [row.options for row in rows[:5]]
+    assert [row.lane for row in rows[:5]] == [row.lane for row in rows[5:10]]
+    assert 6 == len({row.lane for row in rows if row.lane})
+
+
+@pytest.mark.parametrize("option", [{"ordered": True}, {"coalesce": True}, {"debounce": 5}])
+def test_turns_without_a_row(option: dict[str, Any], tasks: Tasks, celery_app: Celery) -> None:
+    """Where a plain connection has no row to wait in, the first sending says so, and nothing is sent."""
+    signal = Signal()
+    task = tasks.shared(**option)
+    signal.connect(task.delay)
+
+    with pytest.raises(ConnectError, match=r"is received with guarantee='immediate'\. Give guarantee='dura") as caught:
+        signal.send(sender=None, instance=Order(pk=5))
+
+    assert str(caught.value).startswith(f"receiver {task.name}: ")
+    assert [] == take(celery_app)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("strict", [True, False])
+def test_sending_without_a_key(strict: bool, tasks: Tasks, settings: Any) -> None:
+    """A sending whose key cannot be told raises under STRICT; else it is delivered, and waits for no other."""
+    settings.DJANGO_CELERY_SIGNALS = {**DURABLE, "STRICT": strict}
+    signal, task = Signal(), tasks.shared(ordered=True)
+    signal.connect(task.delay)
+
+    if strict:
+        with pytest.raises(ConnectError, match=rf"^{task.name} takes the events of a key in turn, but this signal has"):
+            signal.send(sender=None, number=5)
+    else:
+        signal.send(sender=None, number=5)
+    signal.send(sender=None, instance=Order())
+
+    assert [(None, None)] * (2 - strict) == list(deliveries("default").values_list("key", "lane"))
+
+
 # Where it belongs --------------------------------------------------------------------------------------------------
 
 

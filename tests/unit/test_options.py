@@ -20,6 +20,7 @@ from django_celery_signals.options import (
     REFUSED,
     SendingOptions,
     check_against_signal,
+    check_turns,
     merged_with_class,
     read,
 )
@@ -78,6 +79,10 @@ MOMENT = datetime(2030, 1, 1, tzinfo=UTC)
         ("expires", 60, 60),
         ("expires", timedelta(hours=1), timedelta(hours=1)),
         ("expires", MOMENT, MOMENT),
+        ("key", always, always),
+        ("coalesce", False, False),
+        ("debounce", 0.5, 0.5),
+        ("max_wait", 30, 30),
         ("exclude", Order, (Order,)),
         ("exclude", ["shop.Tag", None, Order], ("shop.Tag", None, Order)),
     ],
@@ -115,6 +120,9 @@ TO_255 = "a whole number, 0 to 255"
             for value in (0, -1, True, "5", math.nan, math.inf, timedelta(seconds=5), MOMENT)
         ],
         *[("expires", value, EXPIRY) for value in (0, -5, True, "60", math.nan, math.inf, timedelta(), timedelta(-1))],
+        *[("key", value, "a function of the sending's arguments, .*") for value in ("customer_id", 5, coroutine, [])],
+        *[("coalesce", value, "True or False") for value in (1, "yes")],
+        *[(name, value, SECONDS) for name in ("debounce", "max_wait") for value in (0, -1, True, "5", math.nan)],
         *[("exclude", value, r"senders, by class or as 'app\.Model'") for value in ("Order", "a.b.c", [["x"]], [{}])],
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
@@ -136,18 +144,7 @@ def test_an_unknown_option(name: str) -> None:
         read({name: True}, "here")
 
 
-NOT_YET: list[tuple[str, Any]] = [
-    ("key", "customer_id"),
-    ("coalesce", True),
-    ("debounce", 5),
-    ("ordered", True),
-    ("on_failure", "park"),
-    ("weak", False),
-    ("eta", MOMENT),
-]
-
-
-@pytest.mark.parametrize(("name", "value"), NOT_YET)
+@pytest.mark.parametrize(("name", "value"), [("weak", False), ("eta", MOMENT)])
 def test_an_option_that_is_not_there(name: str, value: Any, tasks: Tasks) -> None:
     """A word that would be in vain raises in ``connect`` and in the decorator, with the reason and the remedy."""
     connecting: list[Callable[[], Any]] = [
@@ -156,7 +153,7 @@ def test_an_option_that_is_not_there(name: str, value: Any, tasks: Tasks) -> Non
     ]
 
     for declare in connecting:
-        with pytest.raises(ConnectError, match=rf"{name}=.* (is not there yet|is not needed|would be one)") as caught:
+        with pytest.raises(ConnectError, match=rf"{name}=.* (is not needed|would be one)") as caught:
             declare()
         assert f"{name}={value!r} {REFUSED[name]}" in str(caught.value)
     assert not some_signal.has_listeners()
@@ -281,6 +278,66 @@ def test_an_error_connects_nothing(options: dict[str, Any], message: str, tasks:
 
     assert [] == [one for one in connections() if one.receiver == task.name]
     assert False is post_save.disconnect(task.delay, sender=Order)
+
+
+# Options that go together ------------------------------------------------------------------------------------------
+
+NEEDS_A_ROW = "ordered=, coalesce= and debounce= need the row of a delivery, but"
+
+
+@pytest.mark.parametrize(
+    ("options", "ordered", "signal", "guarantee", "message"),
+    [
+        ({"debounce": 2, "coalesce": False}, False, post_save, None, "debounce=2 waits for .* coalesce=False out"),
+        ({"max_wait": 30}, True, post_save, None, "max_wait=30 bounds debounce=None, which must be given, and shorter"),
+        ({"max_wait": 30, "coalesce": True}, False, post_save, None, "max_wait=30 bounds debounce=None"),
+        ({"max_wait": 1, "debounce": 2}, False, post_save, None, "max_wait=1 bounds debounce=2, which must be .*short"),
+        ({"key": always}, False, post_save, None, r"key= says .* needs ordered=True on the task, or coalesce=True\."),
+        ({"key": always, "coalesce": False}, False, post_save, None, "key= says what is taken in turn, so it needs"),
+        *[
+            (options, ordered, post_save, guarantee, rf"{NEEDS_A_ROW} post_save is .* guarantee='{guarantee}'\. Give")
+            for guarantee in ("on_commit", "immediate", "audit")
+            for options, ordered in (({}, True), ({"coalesce": True}, False), ({"debounce": 2}, False))
+        ],
+        ({}, True, Signal(), "immediate", f"{NEEDS_A_ROW} this signal is received with guarantee='immediate'"),
+        *[
+            (options, ordered, user_logged_in, None, r"user_logged_in sends no instance .* Give key=, a function\.")
+            for options, ordered in (({}, True), ({"coalesce": True}, False), ({"debounce": 2}, False))
+        ],
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_turns_that_cannot_be(options: Any, ordered: bool, signal: Any, guarantee: Any, message: str) -> None:
+    """What is said of turns and coalescing, and contradicts itself or the connection, raises with what to write."""
+    with pytest.raises(ConnectError, match=rf"^receiver shop\.update: {message}"):
+        check_turns(read(options, "here"), ordered, signal, guarantee, "receiver shop.update")
+
+
+@pytest.mark.parametrize("guarantee", [None, "durable"])
+@pytest.mark.parametrize(
+    ("options", "ordered", "signal"),
+    [
+        ({}, True, post_save),
+        ({"key": always}, True, post_save),
+        ({"key": always}, True, user_logged_in),
+        ({"key": always, "coalesce": True}, False, user_logged_in),
+        ({"coalesce": True}, True, m2m_changed),
+        ({"debounce": 2, "max_wait": 2}, False, post_delete),
+        ({"debounce": 2, "coalesce": True}, False, pre_save),
+        ({"coalesce": True}, False, some_signal),
+        ({"coalesce": False}, False, user_logged_in),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_turns_that_can_be(options: Any, ordered: bool, signal: Any, guarantee: Any) -> None:
+    """Whatever else is said of turns and coalescing can be, and needs no guarantee that is not known yet."""
+    check_turns(read(options, "here"), ordered, signal, guarantee, "here")
+
+
+@pytest.mark.parametrize("guarantee", ["on_commit", "immediate"])
+def test_who_takes_no_turns_needs_no_row(guarantee: str) -> None:
+    """Every guarantee is for those that say nothing of turns."""
+    check_turns(SendingOptions(coalesce=False), False, user_logged_in, guarantee, "here")
 
 
 # What is given instead of a signal, a task or a function -----------------------------------------------------------

@@ -737,7 +737,16 @@ def test_options_of_celery_and_of_the_project_pass(tasks: Tasks, signal: Signal)
     assert ("9/s", "shop team") == (task.rate_limit, task.owner)
 
 
-@pytest.mark.parametrize("option", [{"atomic": False}, {"on_missing": "fail"}, {"former_names": ["old"]}])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"atomic": False},
+        {"on_missing": "fail"},
+        {"former_names": ["old"]},
+        {"ordered": True},
+        {"on_failure": "park"},
+    ],
+)
 def test_running_options_belong_to_the_decorator(option: dict[str, Any], tasks: Tasks, signal: Signal) -> None:
     """A running option given to ``connect`` raises and names the decorator, for a worker knows only the task."""
     (name,) = option
@@ -819,6 +828,104 @@ def test_options_on_the_task_are_checked_when_connecting(tasks: Tasks) -> None:
 
     with pytest.raises(ConnectError, match="created= needs a signal that says so"):
         connect(post_delete, tasks.shared(created=True), sender=Order)
+
+
+# Receivers that take turns -----------------------------------------------------------------------------------------
+
+
+class Ordered(ReceiverTask):
+    """A project's base class of tasks that take events in order."""
+
+    ordered = True
+
+
+MAKE_ORDERED: dict[str, Callable[[Tasks, dict[str, Any]], None]] = {
+    "decorated": lambda tasks, given: receiver_task(order_paid, name=tasks.name(), ordered=True, **given)(ignore),
+    "by its base": lambda tasks, given: receiver_task(order_paid, name=tasks.name(), base=Ordered, **given)(ignore),
+    "shared": lambda tasks, given: connect(order_paid, tasks.shared(ordered=True), **given),
+    "spelled": lambda tasks, given: connect(order_paid, tasks.shared(ordered=True).delay, **given),
+    "by class": lambda tasks, given: connect(
+        order_paid,
+        tasks.app.register_task(type("Made", (Ordered,), {"name": tasks.name(), "run": staticmethod(ignore)})()),
+        **given,
+    ),
+}
+of_order = {"key": lambda order_id: order_id}
+
+
+@pytest.fixture
+def paid() -> Iterator[None]:
+    """What a test connects to the signal is disconnected in the end."""
+    yield
+    for one in [one for one in connections() if one.signal is order_paid]:
+        disconnect(order_paid, receivers._spelling(one.receiver))
+
+
+@pytest.mark.parametrize("kind", MAKE_ORDERED)
+@pytest.mark.usefixtures("paid")
+def test_an_ordered_receiver_needs_a_row(kind: str, tasks: Tasks) -> None:
+    """Whatever makes a receiver ordered, it cannot be connected where there is no row to wait in."""
+    make = MAKE_ORDERED[kind]
+    with pytest.raises(ConnectError, match=r"received with guarantee='immediate'\. Give guarantee='durable'"):
+        make(tasks, {})
+    with pytest.raises(ConnectError, match="order_paid is received with guarantee='on_commit'"):
+        make(tasks, {**of_order, "guarantee": "on_commit"})
+    assert not order_paid.has_listeners()
+
+    make(tasks, {**of_order, "guarantee": "durable"})
+    assert [of_order["key"]] == [one.options.key for one in connections() if one.signal is order_paid]
+
+
+@pytest.mark.parametrize("kind", MAKE_ORDERED)
+@pytest.mark.usefixtures("paid")
+def test_an_ordered_receiver_before_the_project_is_loaded(
+    kind: str, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it is known what the project's guarantee is, only one that is named can be refused."""
+    monkeypatch.setattr(receivers.apps, "apps_ready", False)
+
+    MAKE_ORDERED[kind](tasks, {})
+    with pytest.raises(ConnectError, match="is received with guarantee='immediate'"):
+        MAKE_ORDERED[kind](tasks, {"guarantee": "immediate"})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"key": lambda order_id: order_id}, "key= says what is taken in turn, so it needs ordered=True on the task"),
+        ({"coalesce": True}, "ordered=, coalesce= and debounce= need the row of a delivery"),
+        ({"debounce": 5}, "ordered=, coalesce= and debounce= need the row of a delivery"),
+        ({"max_wait": 5}, "max_wait=5 bounds debounce=None"),
+    ],
+)
+def test_turns_that_cannot_be(given: dict[str, Any], message: str, tasks: Tasks) -> None:
+    """What contradicts itself raises in ``connect``, in the decorator, and on the task, and connects nothing."""
+    declare: list[Callable[[], Any]] = [
+        lambda: connect(order_paid, tasks.shared(), **given),
+        lambda: receiver_task(order_paid, name=tasks.name(), **given)(ignore),
+    ]
+    if "key" not in given:  # a function among Celery's options of a task is a method of it
+        declare.append(lambda: connect(order_paid, tasks.shared(**given)))
+
+    for act in declare:
+        with pytest.raises(ConnectError, match=message):
+            act()
+    assert not order_paid.has_listeners()
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (lambda instnce: instnce, r"key=: post_save never sends 'instnce', which the function requires"),
+        (lambda event: event, r"key=: post_save never sends 'event'"),
+        (lambda instance, /: instance, r"key=: the parameter 'instance' is positional-only"),
+    ],
+    ids=["typo", "event", "position"],
+)
+def test_a_key_that_could_never_be_told(key: Any, message: str, tasks: Tasks) -> None:
+    """``key`` is asked at the sending, and its parameters are checked like a receiver's (H3)."""
+    with pytest.raises(ConnectError, match=rf"receiver tests\.made_\d+: {message}"):
+        connect(post_save, tasks.shared(), sender=Order, key=key, coalesce=True, guarantee="durable")
 
 
 @pytest.mark.parametrize("signal", [pre_save, post_save, pre_delete, post_delete, m2m_changed])

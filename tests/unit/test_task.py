@@ -19,7 +19,7 @@ from celery.schedules import schedule
 from django.db.models.signals import post_save
 from django.dispatch import Signal
 
-from django_celery_signals import ConnectError, ReceiverTask, connect, current_event
+from django_celery_signals import ConnectError, ReceiverTask, connect, current_event, disconnect, receiver_task
 from django_celery_signals.bridge import Spelling
 from django_celery_signals.durable.failing import hooks
 from django_celery_signals.wire import ARGUMENT
@@ -440,6 +440,9 @@ def test_a_result_of_an_event_is_never_handed_out(tasks: Tasks, celery_app: Cele
         ({"former_names": ["shop.old", 5]}, r"former_names=\['shop.old', 5\] cannot be"),
         ({"retain": -1}, r"retain=-1 cannot be; it must be a number of seconds"),
         ({"retain": "1h"}, r"retain='1h' cannot be; it must be a number of seconds"),
+        ({"ordered": 1}, r"ordered=1 cannot be; it must be True or False"),
+        ({"on_failure": "retry"}, r"on_failure='retry' cannot be; it must be 'block' or 'park'"),
+        ({"after_failure": 5}, r"on_failure=5 cannot be; it must be 'block' or 'park'"),
         ({"guarantee": "always"}, r"guarantee='always' cannot be; it must be 'durable' or 'on_commit' or 'immediate'"),
         ({"when": "always"}, r"when='always' cannot be; it must be a function"),
         ({"countdown": -1}, r"countdown=-1 cannot be; it must be a number of seconds greater than zero"),
@@ -574,3 +577,71 @@ def test_a_task_may_keep_what_is_done(seconds: float, tasks: Tasks, celery_app: 
     """``retain`` is a number of seconds; without it, nothing is kept."""
     assert seconds == celery_app.tasks[tasks.shared(retain=seconds).name].retain
     assert 0 == celery_app.tasks[tasks.shared().name].retain
+
+
+# What a failure does to a key ----------------------------------------------------------------------------------------
+
+
+class Parking(ReceiverTask):
+    """A project's base class of receivers that are ordered and let others pass."""
+
+    ordered = True
+    on_failure = "park"  # type: ignore[assignment]
+
+
+class Blocking(Parking):
+    """One that does not, and looks at its failures as Celery has it."""
+
+    after_failure = "block"
+
+    def on_failure(self, *args: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("options", "blocks"),
+    [
+        ({}, False),
+        ({"ordered": True}, True),
+        ({"ordered": True, "on_failure": "park"}, False),
+        ({"ordered": True, "on_failure": "block"}, True),
+        ({"on_failure": "block"}, True),
+        ({"on_failure": "park"}, False),
+        ({"on_failure": None, "ordered": True}, True),
+        ({"base": Parking}, False),
+        ({"base": Parking, "on_failure": "block"}, True),
+        ({"base": Parking, "ordered": False}, False),
+        ({"base": Blocking}, True),
+        ({"base": Blocking, "on_failure": "park"}, False),
+    ],
+    ids=str,
+)
+def test_who_blocks_its_key(options: dict[str, Any], blocks: bool, tasks: Tasks, celery_app: Celery) -> None:
+    """A failed delivery blocks its key if the receiver is ordered, unless its ``on_failure`` says otherwise."""
+    made = celery_app.task(**{"base": ReceiverTask, "name": tasks.name(), **options})(add)
+    declared = receiver_task(some_signal, **{"name": tasks.name(), **options}, coalesce=True, guarantee="durable")(add)
+    disconnect(some_signal, declared)
+
+    for task in (made, declared):
+        assert blocks is task.blocks_key
+        task.on_failure(OSError(), "id", (), {}, None)  # Celery's handler, which is there in any case
+
+
+def test_celerys_handler_of_failures(tasks: Tasks, celery_app: Celery) -> None:
+    """``on_failure`` as a function is Celery's handler, and says nothing of keys; as a word it is none."""
+    told: list[Any] = []
+
+    def on_failure(self: Any, error: Exception, *args: Any) -> None:
+        told.append((self.name, type(error)))
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    one = celery_app.task(base=ReceiverTask, name=tasks.name(), on_failure=on_failure, ordered=True)(fail)
+    two = celery_app.task(base=ReceiverTask, name=tasks.name(), on_failure="park", ordered=True)(fail)
+    for task in (one, two):
+        task.apply()
+
+    assert [(one.name, ZeroDivisionError)] == told
+    assert (True, False) == (one.blocks_key, two.blocks_key)
+    assert ("block", "park") == (Blocking.after_failure, Parking.after_failure)
+    assert Parking.on_failure is ReceiverTask.on_failure is not Blocking.on_failure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -54,6 +55,7 @@ def test_the_text_is_plain_json_with_a_signature() -> None:
         "summary": "post_save shop.Order",
         "using": "default",
         "parent_id": None,
+        "coalesced": 0,
         "sender": {"$": "class", "v": ["model", "shop.Order"]},
         "kwargs": [["number", 5], ["order", {"$": "obj", "v": 0}]],
         "changes": {},
@@ -183,6 +185,7 @@ def test_text_that_is_no_envelope_is_refused(text: str) -> None:
         {"kwargs": [[1, 2]]},
         {"kwargs": [["a", 1, 2]]},
         {"kwargs": None},
+        *({"coalesced": value} for value in (None, [], {}, "many", math.inf, math.nan)),
     ],
     ids=repr,
 )
@@ -192,13 +195,21 @@ def test_an_entry_of_another_kind_is_refused(entries: dict[str, Any]) -> None:
         unseal(changed(**entries))
 
 
-@pytest.mark.parametrize("name", sorted(body_of(sealed({}))))
+@pytest.mark.parametrize("name", sorted(body_of(sealed({})).keys() - {"coalesced"}))
 def test_a_missing_entry_is_refused(name: str) -> None:
     """An envelope without one of its entries is refused with a DecodeError."""
     body = body_of(sealed({}))
     del body[name]
     with pytest.raises(DecodeError):
         unseal(signed(body))
+
+
+def test_what_an_older_version_did_not_count() -> None:
+    """An envelope without a count of the sendings that it stands for was written before there was one: for none."""
+    body = body_of(sealed({}))
+    del body["coalesced"]
+    assert 0 == unseal(signed(body)).event.coalesced
+    assert 7 == unseal(changed(coalesced=7)).event.coalesced
 
 
 # Summaries ---------------------------------------------------------------------------------------------------------

@@ -140,4 +140,4 @@ def _old(seconds: float) -> Q:
 
 
 #: What a failed delivery loses in time: whatever may hold a value of the sending.
-ERASED = {"payload": None, "error_message": None, "traceback": None}
+ERASED = {"payload": None, "key": None, "error_message": None, "traceback": None}

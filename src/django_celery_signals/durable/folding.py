@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,15 +11,19 @@ from functools import reduce
 from itertools import takewhile
 from typing import Any
 
+from django.apps import apps
 from django.db import transaction
-from django.db.models.signals import post_delete, pre_delete
+from django.db.models.signals import post_delete, post_save, pre_delete, pre_save
+from django.dispatch import Signal
 
 from .. import names
 from ..codec.core import TAG
+from ..codec.instances import line_of
 from ..envelope import Envelope
 from ..exceptions import DecodeError
 from ..wire import dump, parse
 from .deliveries import deliveries
+from .failure import clean
 from .lease import Lease
 from .rows import State
 
@@ -32,19 +37,32 @@ def fold(older: Envelope, newer: Envelope) -> Envelope:
 
     It is the newer one, with its identity and all its arguments, but for what adds up: ``created`` is true if it was
     in one of them, ``update_fields`` has the names of both, unless one saved all, and each of ``event.changes`` goes
-    from the first old value to the last new one. A delete supersedes what was before it: nothing of that is added.
+    from the first old value to the last new one. Nothing adds up for two different instances of a key. A delete
+    supersedes what was before it, and what follows, unless that saves the row anew.
     """
     event = replace(newer.event, coalesced=older.event.coalesced + newer.event.coalesced + 1)
-    if _is_delete(older) or _is_delete(newer):
+    if _row(older) != _row(newer) or _is_of(newer, pre_delete, post_delete):
         return replace(newer, event=event)
+    if _is_of(older, pre_delete, post_delete):
+        stands = newer if _is_of(newer, pre_save, post_save) else older
+        return replace(stands, event=replace(stands.event, coalesced=event.coalesced))
     changes = {**_loose(older.changes), **newer.changes}
     for name in _loose(older.changes).keys() & newer.changes.keys():
         changes[name] = [older.changes[name][0], newer.changes[name][1]]
     return replace(newer, event=event, kwargs=_added(older.kwargs, newer.kwargs), changes=changes)
 
 
-def _is_delete(envelope: Envelope) -> bool:
-    return names.find_signal(*envelope.signal_names) in (pre_delete, post_delete)
+def _is_of(envelope: Envelope, *signals: Signal) -> bool:
+    return names.find_signal(*envelope.signal_names) in signals
+
+
+def _row(envelope: Envelope) -> tuple[Any, ...] | None:
+    """Return what tells which row a sending's instance is, as any of the classes it has."""
+    node = envelope.kwargs.get("instance")
+    if not isinstance(node, dict) or node.get(TAG) != "obj":
+        return None
+    entry = envelope.objects[node["v"]]
+    return line_of(apps.get_model(entry["model"]))[-1], json.dumps(entry["pk"])
 
 
 def _loose(changes: dict[str, Any]) -> dict[str, Any]:
@@ -104,8 +122,14 @@ def fold_in(lease: Lease, known: Any, followers: Sequence[Any]) -> Envelope:
     except (AttributeError, LookupError, TypeError) as error:  # one of them is damaged, and will say so in its own run
         logger.warning("Delivery %s of %r runs alone, what waits cannot be folded: %r", lease.pk, lease.using, error)
         return envelope
-    columns = {name: getattr(rows[-1], name) for name in ("event_id", "signal", "summary")}
-    columns["options"] = {**rows[-1].options, "expires": _latest([row.options.get("expires") for row in rows])}
+    columns: dict[str, Any] = {
+        "event_id": together.event.id,
+        "signal": clean(together.event.signal_name)[:255],
+        "summary": clean(together.summary)[:255],
+        "options": {name: value for name, value in rows[-1].options.items() if name != "expires"},
+    }
+    if (expires := _latest([row.options.get("expires") for row in rows])) is not None:
+        columns["options"]["expires"] = expires
     if not _write(lease, known, folded, {**columns, "payload": dump(together)}):
         return envelope
     logger.debug("Delivery %s of %r stands for %d more.", lease.pk, lease.using, len(folded))

@@ -14,11 +14,11 @@ from django.db.models.query import QuerySet
 from django.test.utils import CaptureQueriesContext
 
 from django_celery_signals.durable import clock
-from django_celery_signals.durable.clock import In, PartialIndex, by_primary_key
+from django_celery_signals.durable.clock import In, PartialIndex, by_index, force, lock_no_gaps
 from django_celery_signals.durable.deliveries import State, deliveries
 from django_celery_signals.models import Delivery
 from tests.delivering import place
-from tests.elsewhere import execute
+from tests.elsewhere import connecting, execute
 from tests.parameters import each_database
 from tests.waiting import wait_until
 
@@ -132,7 +132,7 @@ def test_clock_is_an_index_condition(alias: str) -> None:
 CONDITIONS = {
     "dcs_delivery_due": "due_at is not null",
     "dcs_delivery_sent": "state = 2",
-    "dcs_delivery_key": "key is not null",
+    "dcs_delivery_lane": "lane is not null",
     "dcs_delivery_failed": "state = 4",
 }
 DEFINITIONS = {
@@ -180,7 +180,7 @@ def test_index_in_a_migration() -> None:
     assert index != PartialIndex(*args, **{**kwargs, "where": Q(due_at__isnull=True)})
 
 
-# Rows to lock --------------------------------------------------------------------------------------------------------
+# Rows to lock, and indexes to find them by ---------------------------------------------------------------------------
 
 
 @each_database("mariadb")
@@ -188,13 +188,13 @@ def test_rows_are_found_by_their_keys(alias: str) -> None:
     """MariaDB is told to find by their keys what it is to lock, once in each statement."""
     connection, rows = connections[alias], QuerySet(Delivery, using=alias).filter(pk__in=[1, 2])
     with transaction.atomic(using=alias), CaptureQueriesContext(connection) as queries:
-        with by_primary_key(connection, Delivery):
+        with by_index(connection, Delivery):
             list(rows.select_for_update().values_list("pk"))
             rows.update(claim=1)
             rows._raw_delete(alias)
         rows.update(claim=1)
 
-    hint = f"`{TABLE}` FORCE INDEX (PRIMARY) "
+    hint = f"`{TABLE}` FORCE INDEX (`PRIMARY`) "
     assert [1, 1, 1, 0] == [query["sql"].count(hint) for query in queries]
 
 
@@ -202,7 +202,47 @@ def test_rows_are_found_by_their_keys(alias: str) -> None:
 def test_other_databases_need_no_telling(alias: str) -> None:
     """No other database is told how to find rows."""
     connection = connections[alias]
-    with CaptureQueriesContext(connection) as queries, by_primary_key(connection, Delivery):
+    with CaptureQueriesContext(connection) as queries, by_index(connection, Delivery):
         QuerySet(Delivery, using=alias).filter(pk__in=[1, 2]).update(claim=1)
 
     assert ["FORCE" in query["sql"] for query in queries] == [False]
+
+
+@each_database
+def test_another_index(alias: str) -> None:
+    """A statement may be told of another index, where the database takes such a hint: then it reads that alone."""
+    connection, rows = connections[alias], QuerySet(Delivery, using=alias).filter(lane__gte="a")
+    with CaptureQueriesContext(connection) as queries, by_index(connection, Delivery, "dcs_delivery_lane"):
+        list(rows.order_by("lane", "pk").values_list("pk")[:1])
+
+    hint = force(connection, "dcs_delivery_lane")
+    assert ("FORCE INDEX (`dcs_delivery_lane`)" if alias == "mariadb" else "") == hint
+    assert [hint] == [hint if f"{TABLE}` {hint} WHERE" in query["sql"] else "" for query in queries]
+
+
+@each_database("mariadb")
+@pytest.mark.parametrize(("level", "count"), [("read committed", 0), ("repeatable read", 1), (None, 1)])
+def test_gaps_are_not_locked(alias: str, level: str | None, count: int) -> None:
+    """MariaDB is told to lock no gaps before a transaction, unless Django has told the whole session; never within."""
+    with connecting(alias, isolation_level=level):
+        connection = connections[alias]
+        with CaptureQueriesContext(connection) as queries:
+            lock_no_gaps(connection)
+            with transaction.atomic(using=alias):
+                lock_no_gaps(connection)
+
+    said = [query["sql"] for query in queries if "ISOLATION" in query["sql"]]
+    assert ["SET TRANSACTION ISOLATION LEVEL READ COMMITTED"] * count == said
+
+
+@each_database("mariadb")
+def test_gaps_and_a_connection_that_is_not_open(alias: str) -> None:
+    """What a session will be told is known only once it is open."""
+    connection = connections[alias]
+    connection.close()
+    vars(connection).pop("isolation_level", None)
+    lock_no_gaps(connection)
+
+    with CaptureQueriesContext(connection) as queries:
+        lock_no_gaps(connection)
+    assert ("read committed", []) == (connection.isolation_level, queries.captured_queries)

@@ -93,6 +93,41 @@ def test_list_of_a_route_that_leads_nowhere(receiving: Receiving) -> None:
     assert line.endswith("queue=(by its route)")
 
 
+# status --------------------------------------------------------------------------------------------------------------
+
+
+def test_status(some: dict[str, str]) -> None:
+    """status counts the deliveries of every database, and shows each key that a failed one blocks, the oldest first."""
+    for state in State:
+        place("other", "shop.note", int(state), state=state, finished_at=moment(0))
+    last = failed(lane="b", slot="b", key="shop.Order:7")
+    first = failed(
+        lane="a", slot="a", key="shop.Order:5", finished_at=moment(-60), payload="secret", traceback="secret"
+    )
+    failed(lane="c", key="parked")
+    place("default", "shop.note", 2, lane="a", due_at=None)
+    place("default", "shop.note", lane="c", due_at=None)
+
+    lines = say("status").splitlines()
+
+    waits = "wait for their key's turn"
+    when = f"{deliveries('default').get(pk=first).finished_at:%Y-%m-%d %H:%M:%S}"
+    assert f"default: 3 ready, 0 sent, 0 running, 6 failed, 0 done, 3 of the ready ones {waits}" == lines[0]
+    cause = "bell  shop.Boom in shop.views.buy"
+    assert f"default:{first}  blocked since {when}  shop.note  key=shop.Order:5  behind=2  {cause}" == lines[1]
+    assert lines[2].startswith(f"default:{last}  blocked since ")
+    assert lines[2].endswith(f"  shop.note  key=shop.Order:7  behind=0  {cause}")
+    assert f"other: 1 ready, 2 sent, 3 running, 5 failed, 5 done, 0 of the ready ones {waits}" == lines[3]
+    assert 4 == len(lines)
+
+
+def test_status_of_one_database(some: dict[str, str]) -> None:
+    """--database chooses databases."""
+    (line,) = say("status", "--database=other").splitlines()
+
+    assert line.startswith("other: 0 ready, 0 sent, 0 running, 1 failed, 0 done, 0 of")
+
+
 # relay ---------------------------------------------------------------------------------------------------------------
 
 
@@ -297,6 +332,36 @@ def test_discard_by_number(some: dict[str, str]) -> None:
     assert ({"failed": 2}, {"failed": 1}) == (states("default"), states("other"))
 
 
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+@pytest.mark.parametrize("word", ["retry", "discard"])
+def test_how_many_go_on(word: str) -> None:
+    """retry and discard say how many wait behind what they let go on, before and after."""
+    first, second = (failed(lane=lane, slot=lane) for lane in "ab")
+    failed(lane="c")
+    for lane in "aab":
+        place("default", "shop.note", lane=lane, due_at=None)
+    waiting = list(deliveries("default").waiting().values_list("pk", flat=True))
+    done = {"retry": "retried", "discard": "discarded"}[word]
+
+    assert f"default: 1 would be {done}; 2 wait behind these and go on\n" == say(
+        word, "--id", f"default:{first}", "--dry-run"
+    )
+    assert f"default: 1 {done}; 2 wait behind these and go on\n" == say(word, "--id", f"default:{first}")
+    assert f"default: 2 {done}; 1 wait behind these and go on\nother: 0 {done}\n" == say(word, "--all")
+    turns = {"retry": [first, second], "discard": [waiting[0], waiting[2]]}[word]
+    assert turns == list(deliveries("default").exclude(slot=None).order_by("pk").values_list("pk", flat=True))
+    assert 0 == len(deliveries("default").blocked())
+
+
+def test_how_many_go_on_after_what_is_left(tasks: Tasks) -> None:
+    """What has lost its payload is not retried, so what waits behind it is not counted."""
+    failed(lane="a", slot="a", payload=None)
+    place("default", "shop.note", lane="a", due_at=None)
+
+    said = "default: 0 retried\ndefault: 1 cannot be retried: they have lost their payload.\n"
+    assert said == say("retry", "--all", "--database=default")
+
+
 @pytest.mark.parametrize("word", ["retry", "discard"])
 @pytest.mark.parametrize("words", [[], ["--database=default"], ["--dry-run"]], ids=["bare", "database", "dry run"])
 def test_all_must_be_meant(word: str, words: list[str]) -> None:
@@ -308,7 +373,7 @@ def test_all_must_be_meant(word: str, words: list[str]) -> None:
     assert {"failed": 1} == states("default")
 
 
-@pytest.mark.parametrize("words", ["list-failed", "retry --all", "discard --all"])
+@pytest.mark.parametrize("words", ["status", "list-failed", "retry --all", "discard --all"])
 def test_unknown_database(words: str) -> None:
     """A database that is not there is an error that names those that are, before anything is changed."""
     failed()
@@ -319,5 +384,5 @@ def test_unknown_database(words: str) -> None:
 
 def test_a_word_is_needed() -> None:
     """Without a word the command names its words."""
-    with pytest.raises(CommandError, match=r"list\|relay\|list-failed\|retry\|discard"):
+    with pytest.raises(CommandError, match=r"list\|status\|relay\|list-failed\|retry\|discard"):
         say()

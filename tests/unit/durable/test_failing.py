@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -195,7 +196,7 @@ def test_hooks_of_a_renamed_receiver(alias: str) -> None:
     hooked(lambda: called.append("now"), "tests.somebody")
     hooked(lambda: called.append("before"))
 
-    given_up(alias, running(alias), task="tests.somebody")
+    given_up(alias, running(alias), task=SimpleNamespace(name="tests.somebody", blocks_key=False))
     given_up(alias, running(alias))
 
     assert ["now", "before"] == called

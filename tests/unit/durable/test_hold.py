@@ -19,7 +19,7 @@ from psycopg import IsolationLevel
 from django_celery_signals import Discard, Event, Fail, RetryAfter, policy
 from django_celery_signals.durable import hold
 from django_celery_signals.durable.clock import In
-from django_celery_signals.durable.deliveries import State, deliveries
+from django_celery_signals.durable.deliveries import DeliveryQuerySet, State, deliveries
 from django_celery_signals.exceptions import DecodeError, LeaseLost, ReceiverFailed, UnknownVersion
 from django_celery_signals.signals import delivery_failed, receiver_discarded, receiver_failed, receiver_succeeded
 from tests.delivering import burnt, moment, seconds_left, states
@@ -160,7 +160,7 @@ def test_fence_grows(alias: str, celery_app: Celery, receive: Any) -> None:
     for _ in range(3):
         work(celery_app, alias)
 
-    assert [fences[0], fences[0] + 1, fences[0] + 2] == fences
+    assert sorted(set(fences)) == fences
 
 
 @each_database("default")
@@ -171,13 +171,13 @@ def test_discarded_just_after_it_was_opened(
     names: list[str] = []
     receive(lambda: names.append("run"))
     send(alias)
-    original = hold.Lease.row
+    original = DeliveryQuerySet.with_followers
 
-    def row(self: Any) -> Any:
+    def erase_and_read(self: Any, *args: Any) -> list[Any]:
         deliveries(alias).erase()
-        return original(self)
+        return original(self, *args)
 
-    monkeypatch.setattr(hold.Lease, "row", row)
+    monkeypatch.setattr(DeliveryQuerySet, "with_followers", erase_and_read)
     assert Outcome(state="SUCCESS", error=None) == work(celery_app, alias)
     assert [] == names
 

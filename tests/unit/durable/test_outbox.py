@@ -17,7 +17,15 @@ from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
 from django.apps import apps
 from django.core.exceptions import SynchronousOnlyOperation
-from django.db import DatabaseError, InterfaceError, connection, connections, transaction
+from django.db import (
+    DatabaseError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    connection,
+    connections,
+    transaction,
+)
 from django.db.backends.dummy.base import DatabaseWrapper as Unconfigured
 from django.db.models.signals import post_migrate, post_save, pre_migrate
 from django.db.transaction import TransactionManagementError
@@ -276,7 +284,7 @@ def test_the_message_has_the_events_id(celery_app: Celery, receiving: Receiving)
     [first] = take(celery_app)
     row = deliveries("default").get()
     row.attempts = 3
-    message = outbox.message_of(celery_app, row, "default", row.pk)
+    message = outbox.message_of(celery_app, row, "default")
     handover_module.publish(message)
     [later] = take(celery_app)
 
@@ -613,6 +621,237 @@ def test_messages_of_a_commit_share_their_patience(receiving: Receiving, monkeyp
     assert 1002.0 == clock.now
 
 
+# Turns ------------------------------------------------------------------------------------------------------------
+
+ORDERED: dict[str, Any] = {"ordered": True, "key": lambda key=0: key}
+COALESCED: dict[str, Any] = {"coalesce": True, "key": lambda key=0: key}
+KINDS = {"ordered": ORDERED, "coalesced": COALESCED, "both": ORDERED | COALESCED}
+
+
+@each_database
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("in_transaction", [True, False])
+def test_turn(alias: str, kind: str, in_transaction: bool, celery_app: Celery, receiving: Receiving) -> None:
+    """The first of a key is published after its commit; what comes behind it waits, and so does its own like."""
+    receiving(bell, guarantee="durable", **KINDS[kind])
+    for key in ("a", "b"):
+        if in_transaction:
+            with transaction.atomic(using=alias):
+                for number in range(2):
+                    bell.send(sender="door", using=alias, key=key, number=number)
+                row = deliveries(alias).filter(key=key).first()
+                assert (State.READY, None, None, 0) == (row.state, row.slot, row.due_at, row.sends)
+                assert [] == take(celery_app)
+        else:
+            for number in range(2):
+                bell.send(sender="door", using=alias, key=key, number=number)
+        row, behind = deliveries(alias).filter(key=key).order_by("pk")
+        assert [(alias, row.pk, row.token)] == references(take(celery_app))
+        assert (State.SENT, row.lane, None, 1) == (row.state, row.slot, row.due_at, row.sends)
+        assert (State.READY, row.lane, None, None, 0) == (
+            behind.state,
+            behind.lane,
+            behind.slot,
+            behind.due_at,
+            behind.sends,
+        )
+        assert 1 == deliveries(alias).filter(pk=row.pk, sent_at__lte=In(0), sent_at__gt=In(-20)).count()
+
+
+@each_database
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("in_transaction", [True, False])
+def test_what_a_turn_costs_the_sender(alias: str, kind: str, in_transaction: bool, receiving: Receiving) -> None:
+    """Where nobody else has the turn, it costs one statement more, after the commit; where somebody has, as well."""
+    other = Signal()
+    receiving(bell, guarantee="durable")
+    receiving(other, guarantee="durable", **KINDS[kind])
+    connections[alias].ensure_connection()
+
+    def statements(signal: Signal) -> list[str]:
+        with CaptureQueriesContext(connections[alias]) as captured:
+            if in_transaction:
+                with transaction.atomic(using=alias):
+                    signal.send(sender="door", using=alias)
+            else:
+                signal.send(sender="door", using=alias)
+        return [query["sql"].split()[0] for query in captured]
+
+    plain, first, second = statements(bell), statements(other), statements(other)
+    assert [*plain, "UPDATE"] == first == second
+
+
+@each_database
+@pytest.mark.parametrize(
+    ("options", "seconds", "asked"),
+    [
+        ({**ORDERED, "countdown": 60}, 60, {"countdown": 60}),
+        ({"debounce": 30, "key": lambda: 0}, 30, {"debounce": 30, "max_wait": 450}),
+        (
+            {"debounce": 30, "max_wait": 60, "countdown": 60, "key": lambda: 0},
+            60,
+            {"debounce": 30, "max_wait": 60, "countdown": 60},
+        ),
+    ],
+    ids=["countdown", "debounce", "both"],
+)
+def test_turn_later(
+    alias: str, options: dict[str, Any], seconds: float, asked: dict[str, float], celery_app: Celery, receiving: Any
+) -> None:
+    """What is to wait is the relay's, and its row says for how long: that counts again when its turn comes."""
+    receiving(bell, guarantee="durable", **options)
+
+    ring(alias)
+
+    [row] = deliveries(alias)
+    assert (State.READY, None, asked) == (row.state, row.slot, row.options)
+    assert is_due(row, alias, seconds=seconds)
+    assert [] == take(celery_app)
+    message = outbox.message_of(celery_app, row, alias)
+    assert set() == {"countdown", "debounce", "max_wait"} & message.options.keys()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("key", "kept"),
+    [("x" * 300, "x" * 200 + "…"), ("a\0b\ud800", "a\\x00b\\ud800"), ("\0" * 200, ("\\x00" * 200)[:255])],
+    ids=["long", "zero", "many zeros"],
+)
+def test_keys_that_a_database_would_refuse(key: str, kept: str, receiving: Receiving) -> None:
+    """Any text can be a key, and is shown as far as it can be."""
+    receiving(bell, guarantee="durable", **ORDERED)
+
+    ring(key=key)
+    ring(key=key + "1")
+
+    one, two = deliveries("default").order_by("pk")
+    assert kept == one.key
+    assert one.lane == one.slot != two.lane
+
+
+@each_database
+@pytest.mark.usefixtures("outage")
+def test_turn_that_the_broker_does_not_take(alias: str, receiving: Receiving) -> None:
+    """What has its turn and cannot be published keeps it, and is the relay's."""
+    receiving(bell, guarantee="durable", **ORDERED)
+
+    ring(alias)
+    ring(alias)
+
+    row, behind = deliveries(alias).order_by("pk")
+    assert (State.READY, row.lane, 0) == (row.state, row.slot, row.sends)
+    assert is_due(row, alias)
+    assert (None, None) == (behind.slot, behind.due_at)
+
+
+def database_away(*_: Any, **__: Any) -> None:
+    raise OperationalError("away")
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("in_transaction", [True, False])
+def test_turn_that_cannot_be_taken(
+    in_transaction: bool,
+    celery_app: Celery,
+    receiving: Receiving,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """When the database fails right after the commit, nothing is raised or published: the relay finds what waits."""
+    receiving(bell, guarantee="durable", **ORDERED)
+    monkeypatch.setattr(DeliveryQuerySet, "take_turn", database_away)
+
+    ring() if in_transaction else bell.send(sender="door")
+
+    [row] = deliveries("default")
+    assert (State.READY, None, None) == (row.state, row.slot, row.due_at)
+    assert f"Delivery {row.pk} could not have its turn, and will be late: away" in caplog.text
+    assert [] == take(celery_app)
+    assert ([row.lane], "") == deliveries("default").strays("", 10)
+
+
+@pytest.fixture
+def lane(receiving: Receiving) -> str:
+    """A key in which two deliveries wait, and none has its turn."""
+    receiving(bell, guarantee="durable", queue="turns", **ORDERED)
+    with override_settings(DJANGO_CELERY_SIGNALS={"FAST_PATH_LIMIT": 0}):
+        for _ in range(2):
+            ring()
+    deliveries("default").update(due_at=None)
+    return str(deliveries("default").first().lane)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_next(lane: str, celery_app: Celery) -> None:
+    """The next of a key is published at once, as its sending asked for; one after the other."""
+    outbox.publish_next(celery_app, "default", lane)
+    outbox.publish_next(celery_app, "default", lane)
+
+    first, second = deliveries("default").order_by("pk")
+    assert (State.SENT, lane, State.READY, None) == (first.state, first.slot, second.state, second.slot)
+    assert [("default", first.pk, first.token)] == references(take(celery_app, "turns"))
+    deliveries("default").filter(pk=first.pk).erase()
+    outbox.publish_next(celery_app, "default", lane)
+    assert [("default", second.pk, second.token)] == references(take(celery_app, "turns"))
+    deliveries("default").erase()
+    outbox.publish_next(celery_app, "default", lane)
+    assert [] == take(celery_app, "turns")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_next_while_the_broker_is_away(lane: str, celery_app: Celery) -> None:
+    """While the broker is known to be away, the next of a key is the relay's."""
+    publisher().lines(celery_app).breaker.failed(0.0, "OSError: no route")
+    try:
+        outbox.publish_next(celery_app, "default", lane)
+    finally:
+        forget_connections()
+
+    first, _ = deliveries("default").order_by("pk")
+    assert (State.READY, lane, 0) == (first.state, first.slot, first.sends)
+    assert is_due(first)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("outage")
+def test_next_that_the_broker_does_not_take(lane: str, celery_app: Celery) -> None:
+    """What cannot be published keeps its turn, and is the relay's."""
+    outbox.publish_next(celery_app, "default", lane)
+
+    first, _ = deliveries("default").order_by("pk")
+    assert (State.READY, lane, 0) == (first.state, first.slot, first.sends)
+    assert is_due(first)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_next_that_cannot_be_told(
+    lane: str, celery_app: Celery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When the database fails after a delivery has ended, that raises nothing: the relay finds what waits."""
+    monkeypatch.setattr(DeliveryQuerySet, "pass_turn", database_away)
+
+    outbox.publish_next(celery_app, "default", lane)
+
+    assert "What waits in a lane of 'default' could not have its turn, and will be late: away" in caplog.text
+    assert [State.READY, State.READY] == states()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(("kind", "expected"), [("ordered", [0, 1, 2]), ("coalesced", [2]), ("both", [2])])
+def test_eager_turns(kind: str, expected: list[int], celery_app: Celery, receiving: Receiving) -> None:
+    """Eager, each of a transaction has its turn, one after the other; the first stands for all if it coalesces."""
+    seen: list[int] = []
+    celery_app.conf.task_always_eager = True
+    receiving(bell, lambda number: seen.append(number), guarantee="durable", **KINDS[kind])
+
+    with transaction.atomic():
+        for number in range(3):
+            bell.send(sender="door", number=number)
+
+    assert expected == seen
+    assert [] == list(deliveries("default"))
+
+
 # Failures of the database -----------------------------------------------------------------------------------------
 
 
@@ -758,12 +997,20 @@ def fail(**kwargs: Any) -> None:
 
 @pytest.mark.parametrize("send", [ring, lambda: bell.send(sender="door")], ids=["transaction", "autocommit"])
 @pytest.mark.django_db(transaction=True)
-def test_eager_errors_propagate_to_the_test(send: Callable[[], None], celery_app: Celery, receiving: Receiving) -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError(), IntegrityError()], ids=repr)
+@pytest.mark.parametrize("options", [{}, {"coalesce": True, "key": lambda: 0}], ids=["plain", "in turn"])
+def test_eager_errors_propagate_to_the_test(
+    send: Callable[[], None], error: Exception, options: dict[str, Any], celery_app: Celery, receiving: Receiving
+) -> None:
     """With task_eager_propagates a receiver's error is raised by the commit that ran it; its row waits, counted."""
     celery_app.conf.update(task_always_eager=True, task_eager_propagates=True)
-    receiving(bell, fail, guarantee="durable")
 
-    with pytest.raises(ZeroDivisionError):
+    def raise_it() -> None:
+        raise error
+
+    receiving(bell, raise_it, guarantee="durable", **options)
+
+    with pytest.raises(type(error)):
         send()
 
     [row] = deliveries("default")

@@ -234,6 +234,40 @@ def test_whoever_was_quicker(relay: Relay, tasks: Tasks, monkeypatch: pytest.Mon
     assert {0} == set(deliveries("default").values_list("sends", flat=True))
 
 
+def test_turns(relay: Relay, tasks: Tasks, celery_app: Celery) -> None:
+    """Of each key one message is out; a batch that has only others of it publishes nothing, and is not tried again."""
+    relay.batch_size = 2
+    for lane in "aaab":
+        place("default", tasks.shared(), lane=lane)
+
+    assert 2 == relay.once()
+    assert [("a", State.SENT), (None, State.READY), (None, State.READY), ("b", State.SENT)] == list(
+        deliveries("default").order_by("pk").values_list("slot", "state")
+    )
+    assert 2 == len(take(celery_app))
+    assert 0 == relay.once()
+
+
+def test_turn_of_an_unknown_receiver(relay: Relay, celery_app: Celery) -> None:
+    """What is published for nobody waits with its turn, before all that are younger."""
+    place("default", "tests.nobody", 2, lane="a")
+
+    assert 0 == relay.once()
+    assert [("a", 1), (None, 0)] == list(deliveries("default").order_by("pk").values_list("slot", "reruns"))
+
+
+@pytest.mark.parametrize("error", [PublishError("full"), BrokerError("away")])
+def test_turn_of_what_is_refused(relay: Relay, tasks: Tasks, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the broker does not take keeps its turn."""
+    place("default", tasks.shared(), 2, lane="a")
+    outcomes(monkeypatch, error)
+
+    assert 0 == relay.once()
+    first, second = deliveries("default").order_by("pk")
+    assert (State.READY, "a", State.READY, None) == (first.state, first.slot, second.state, second.slot)
+    assert first.due_at is not None
+
+
 # once() --------------------------------------------------------------------------------------------------------------
 
 

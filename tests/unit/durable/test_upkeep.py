@@ -84,17 +84,18 @@ def test_each_has_its_time(celery_app: Celery, clock: Clock) -> None:
     def act(name: str) -> Callable[[], bool]:
         return lambda: done.append(name) or next(more, False) if name == "expire" else done.append(name)
 
-    names = zip(("expire", "probe", "purge"), upkeep._every.values(), strict=True)
+    names = zip(("expire", "probe", "strays", "purge"), upkeep._every.values(), strict=True)
     upkeep._every = {act(name): seconds for name, seconds in names}
     upkeep._next = dict.fromkeys(upkeep._every, 0.0)
     seen = []
-    for seconds in (0, 0, 0, 1.1, 1.1, 8):
+    for seconds in (0, 0, 0, 1.1, 1.1, 3, 5):
         clock.now += seconds
         upkeep.work()
         seen.append(" ".join(done))
         done.clear()
 
-    assert ["expire probe purge", "expire", "", "expire", "expire probe", "expire probe purge"] == seen
+    everything = "expire probe strays purge"
+    assert [everything, "expire", "", "expire", "expire probe", "expire probe strays", everything] == seen
 
 
 @override_settings(DJANGO_CELERY_SIGNALS={"LEASE": 30})
@@ -246,6 +247,74 @@ def test_run_that_returns_in_time(upkeep: Upkeep, tasks: Tasks, monkeypatch: pyt
 
     assert {"running": 1} == states("default")
     assert [] == heard
+
+
+@pytest.mark.parametrize(("options", "goes_on"), [({}, False), ({"on_failure": "park"}, True)], ids=str)
+def test_key_of_what_is_given_up(
+    upkeep: Upkeep, tasks: Tasks, options: dict[str, Any], goes_on: bool, celery_app: Celery
+) -> None:
+    """What is given up blocks its key; the next goes on where the receiver says that failures are parked."""
+    task = tasks.shared(ordered=True, **options)
+    place("default", task, **OVERDUE, crashes=4, lane="a", slot="a")
+    place("default", task, 2, lane="a", due_at=None)
+    place("default", task, **OVERDUE, crashes=4)
+
+    upkeep.expire()
+
+    failed, second, third, plain = deliveries("default").order_by("pk")
+    assert [State.FAILED, State.READY, State.READY, State.FAILED] == [
+        row.state for row in (failed, second, third, plain)
+    ]
+    assert ([None, "a", None] if goes_on else ["a", None, None]) == [row.slot for row in (failed, second, third)]
+    assert ({0} if goes_on else set()) == seconds_left("default", pk=second.pk, due_at__isnull=False)
+    assert int(not goes_on) == len(deliveries("default").blocked())
+
+
+def test_key_of_an_unknown_receiver(upkeep: Upkeep) -> None:
+    """Nobody knows whether the key of an unknown receiver may go on: it waits for somebody to decide."""
+    place("default", "tests.nobody", reruns=60, lane="a", slot="a")
+    place("default", "tests.nobody", lane="a", due_at=None)
+    claimed = deliveries("default").claim(10, 60)
+
+    upkeep.unknown(claimed.claim, claimed.rows)
+
+    assert {"failed": 1, "ready": 1} == states("default")
+    assert [1] == [row.behind for row in deliveries("default").blocked()]
+
+
+# Left behind ---------------------------------------------------------------------------------------------------------
+
+
+def test_strays(upkeep: Upkeep, tasks: Tasks) -> None:
+    """What a process that died has left waiting has its turn, the oldest of each key; nothing else is touched."""
+    for lane in ("a", "b", "a"):
+        place("default", tasks.shared(), lane=lane, due_at=None)
+    place("default", tasks.shared(), lane="c", slot="c", state=State.RUNNING, due_at=moment(60))
+    place("default", tasks.shared(), lane="c", due_at=None)
+    place("default", tasks.shared(), due_at=None, state=State.SENT)
+
+    assert upkeep.lead_strays() is False
+
+    assert ["a", "b", None, "c", None, None] == [row.slot for row in deliveries("default").order_by("pk")]
+    assert {0} == seconds_left("default", slot__in="ab")
+    assert 2 == deliveries("default").filter(due_at__lte=moment(1), state=State.READY).count()
+
+
+def test_strays_among_many(upkeep: Upkeep, tasks: Tasks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look reads a bounded number of rows, the next goes on from there, and begins anew at the end."""
+    monkeypatch.setattr(module, "BATCH", 2)
+    monkeypatch.setattr(module, "STEPS", 2)
+    for lane in "abcdefg":
+        place("default", tasks.shared(), lane=lane, due_at=None)
+    seen = []
+    for _ in range(3):
+        upkeep.lead_strays()
+        seen.append("".join(deliveries("default").exclude(slot=None).order_by("pk").values_list("slot", flat=True)))
+    deliveries("default").filter(lane="a").update(slot=None, due_at=None)
+    upkeep.lead_strays()
+
+    assert ["abcd", "abcdefg", "abcdefg"] == seen
+    assert 7 == deliveries("default").exclude(slot=None).count()
 
 
 # Unknown receivers ---------------------------------------------------------------------------------------------------
