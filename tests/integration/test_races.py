@@ -13,7 +13,7 @@ from celery import Celery
 from django.db import connections
 
 from django_celery_signals import dispatch
-from django_celery_signals.durable import erasure, hold, outbox
+from django_celery_signals.durable import hold, outbox
 from django_celery_signals.durable.clock import In
 from django_celery_signals.durable.deliveries import deliveries
 from django_celery_signals.durable.rows import State
@@ -21,7 +21,7 @@ from django_celery_signals.durable.turns import TurnQuerySet
 from tests.brokers import Broker
 from tests.delivering import states
 from tests.elsewhere import elsewhere, other_transaction
-from tests.lanes import LEVELS, Stage, after_completion, impatient, step, waits
+from tests.lanes import LEVELS, Stage, after_completion, impatient, waits
 from tests.parameters import each_database
 from tests.receiving import Receiving
 from tests.shop.models import Tag
@@ -97,7 +97,7 @@ def test_one_slot(stage: Stage, promote: Any, rival: Any, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("commits", [True, False])
 @each_promoter
-@each_server
+@each_database("postgres")
 def test_a_slot_that_is_not_committed(stage: Stage, promote: Any, commits: bool) -> None:
     """Who gives a slot that another is giving waits for that one's commit, and gives it only after a rollback."""
     lane, [second, first] = left_behind(stage, 2, 1)
@@ -357,17 +357,6 @@ def test_a_worker_dies_before_it_publishes(stage: Stage, dies: bool, monkeypatch
     assert 1 == deliveries(stage.alias).sweep(queue, In(0), 10)
     assert 1 == stage.relay()
     assert (1, [1, 2]) == (stage.work(), stage.seen)
-
-
-@pytest.mark.parametrize("from_now_on", [False, True], ids=["waits", "while it has its turn given"])
-@each_kind
-def test_a_waiting_one_is_forgotten(stage: Stage, from_now_on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When a delivery that waits is erased, those that waited behind it do not wait for a search."""
-    monkeypatch.setattr(erasure, "keeping", lambda: [stage.alias])
-    names: list[str] = []
-    task = stage.receiving(step, lambda instance: names.append(instance.name), guarantee="durable", ordered=True)
-    assert task
-    pytest.skip("to do")
 
 
 # All at once ---------------------------------------------------------------------------------------------------------

@@ -585,7 +585,7 @@ class Schedule(RuleBasedStateMachine):
         self.world.clear()
 
 
-EXAMPLES = {"postgres": 100, "mariadb": 30, "default": 30}
+EXAMPLES = {"postgres": 100, "mariadb": 30}
 
 
 def run(world: World, **options: Any) -> None:
@@ -594,7 +594,7 @@ def run(world: World, **options: Any) -> None:
     run_state_machine_as_test(lambda: Schedule(world), settings=chosen)
 
 
-@each_database("default", "postgres", "mariadb")
+@each_database("postgres", "mariadb")
 def test_schedules(world: World, alias: str) -> None:
     """Whatever is sent, committed, rolled back, lost, delivered twice, failed or crashed, and in whichever order: what
     was committed is done, once and in turn, and nothing else is."""
@@ -654,12 +654,6 @@ def with_the_turn_passed_on_too_early(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(hold, "publish_next", lambda *args: publish_next(*args) if here.run.order == "fail" else None)
 
 
-def with_the_turn_given_away(patch: pytest.MonkeyPatch) -> None:
-    """A delivery that is to be tried again lets others go first."""
-    change = Held._change
-    patch.setattr(Held, "_change", lambda held, **columns: change(held, slot=None, **columns))
-
-
 def without_a_turn_after_failures(patch: pytest.MonkeyPatch) -> None:
     """A failed delivery is parked, and nobody is told."""
     publish_next = hold.publish_next
@@ -700,7 +694,7 @@ def with_lost_followers(patch: pytest.MonkeyPatch) -> None:
 
 CONTROLS = [
     *(with_an_ungated_fold, with_turns_by_age, with_turns_out_of_order, with_the_youngest_first),
-    *(with_the_turn_passed_on_too_early, with_the_turn_given_away, with_lost_followers, without_a_turn_after_failures),
+    *(with_the_turn_passed_on_too_early, with_lost_followers, without_a_turn_after_failures),
     *(without_a_turn_after_discards, without_a_block, without_a_fence, without_a_sweep),
 ]
 
