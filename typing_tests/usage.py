@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import assert_type
 
 from celery import shared_task
+from django.db.models import Model, QuerySet
 from django.db.models.signals import post_delete, post_save
 from django.dispatch import Signal
 
@@ -13,11 +14,15 @@ from django_celery_signals import (
     Event,
     ReceiverTask,
     RetryAfter,
+    batched,
     connect,
     current_event,
+    deliveries,
     disconnect,
+    muted,
     receiver_task,
     register_codec,
+    send_saved,
 )
 
 order_paid = Signal()
@@ -32,6 +37,13 @@ def by_decorator(sender: type, instance: object, event: Event, **kwargs: object)
     raise RetryAfter(2.5, "later")
 
 
+@receiver_task(order_paid, key=lambda order_id: order_id, ordered=True, on_failure="park", debounce=2, max_wait=30)
+def in_turn(order_id: int, event: Event) -> None:
+    assert_type(event.key, str | None)
+    assert_type(event.coalesced, int)
+    assert_type(event.fence, int | None)
+
+
 @shared_task(base=ReceiverTask, ignore_result=True)
 def by_hand(sender: type, **kwargs: object) -> None:
     """Connected below, by each spelling."""
@@ -44,3 +56,22 @@ assert_type(current_event(), Event | None)
 register_codec(
     complex, tag="shop.Point", encode=lambda point: [point.real, point.imag], decode=lambda parts: complex(*parts)
 )
+
+
+@muted()
+def forwards(apps: object, schema_editor: object) -> None:
+    """A decorator keeps a function's type."""
+
+
+@batched("other")
+def bulk(instances: list[Model], rows: QuerySet[Model]) -> int:
+    with batched(), muted():
+        send_saved(rows, created=False, update_fields={"status"})
+    return send_saved(instances, created=True)
+
+
+assert_type(forwards(None, None), None)
+assert_type(bulk([], QuerySet()), int)
+assert_type(deliveries("default").failed().filter(receiver="shop.in_turn").retry(), int)
+assert_type(deliveries("default").blocked().discard(), int)
+assert_type(deliveries("default").behind(), int)

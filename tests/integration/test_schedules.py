@@ -585,7 +585,7 @@ class Schedule(RuleBasedStateMachine):
         self.world.clear()
 
 
-EXAMPLES = {"postgres": 100, "mariadb": 30}
+EXAMPLES = {"postgres": 40, "mariadb": 15}
 
 
 def run(world: World, **options: Any) -> None:

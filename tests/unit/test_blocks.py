@@ -15,6 +15,7 @@ from django.db.migrations.state import ProjectState
 from django.db.models import F
 from django.db.models.signals import post_save
 from django.dispatch import Signal
+from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
 from django_celery_signals import connect, deliveries, muted, send_saved
@@ -207,6 +208,26 @@ def test_send_saved_in_two_databases(receiving: Receiving, saved: list[dict[str,
 
     assert ["other", "default", "other"] == [one["using"] for one in saved]
     assert (1, 2) == (deliveries("default").count(), deliveries("other").count())
+
+
+class FromReplicas:
+    """Sends all writes to one database, whichever an object was read from."""
+
+    def db_for_write(self, model: Any, **hints: Any) -> str:
+        return "default"
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+@override_settings(DATABASE_ROUTERS=["tests.unit.test_blocks.FromReplicas"])
+def test_send_saved_of_what_a_replica_told(receiving: Receiving, saved: list[dict[str, Any]]) -> None:
+    """What was read from a replica is told in the database where it is written (H48)."""
+    receiving(post_save, sender=Tag, guarantee="durable")
+    Tag.objects.using("other").bulk_create([Tag(name="a")])
+
+    assert 1 == send_saved(Tag.objects.using("other").all(), created=False)
+
+    assert ["default"] == [one["using"] for one in saved]
+    assert (1, 0) == (deliveries("default").count(), deliveries("other").count())
 
 
 @pytest.mark.django_db(transaction=True)

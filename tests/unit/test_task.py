@@ -626,6 +626,30 @@ def test_who_blocks_its_key(options: dict[str, Any], blocks: bool, tasks: Tasks,
         task.on_failure(OSError(), "id", (), {}, None)  # Celery's handler, which is there in any case
 
 
+class Mixin:
+    """What a project adds to its tasks."""
+
+    on_failure = "park"
+
+
+class Mixed(Mixin, ReceiverTask):
+    """A task whose options come from elsewhere."""
+
+    ordered = True
+
+
+@pytest.mark.parametrize("way", ["mixin", "annotation", "annotation of none"])
+def test_words_that_come_another_way(way: str, tasks: Tasks, celery_app: Celery) -> None:
+    """However ``on_failure`` is said, it says what a failure does to a key, and leaves Celery its handler."""
+    name = tasks.name()
+    if way != "mixin":
+        celery_app.conf.task_annotations = {name: {"on_failure": "park" if way == "annotation" else None}}
+    task = celery_app.task(base=Mixed if way == "mixin" else Parking, name=name)(add)
+
+    assert ("park", False) == (task.after_failure, task.blocks_key)
+    task.on_failure(OSError(), "id", (), {}, None)
+
+
 def test_celerys_handler_of_failures(tasks: Tasks, celery_app: Celery) -> None:
     """``on_failure`` as a function is Celery's handler, and says nothing of keys; as a word it is none."""
     told: list[Any] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ from itertools import takewhile
 from typing import Any
 
 from django.apps import apps
+from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models.signals import post_delete, post_save, pre_delete, pre_save
 from django.dispatch import Signal
@@ -19,7 +19,7 @@ from django.dispatch import Signal
 from .. import names
 from ..codec.core import TAG
 from ..codec.instances import line_of
-from ..envelope import Envelope
+from ..envelope import Envelope, Reader
 from ..exceptions import DecodeError
 from ..wire import dump, parse
 from .deliveries import deliveries
@@ -62,7 +62,10 @@ def _row(envelope: Envelope) -> tuple[Any, ...] | None:
     if not isinstance(node, dict) or node.get(TAG) != "obj":
         return None
     entry = envelope.objects[node["v"]]
-    return line_of(apps.get_model(entry["model"]))[-1], json.dumps(entry["pk"])
+    model, pk = apps.get_model(entry["model"]), Reader(envelope).value(entry["pk"])
+    fields: Any = model._meta.pk_fields
+    parts = zip(fields, pk if isinstance(pk, tuple) else (pk,), strict=True)
+    return line_of(model)[-1], *(field.to_python(part) for field, part in parts)  # "5" and 5 are one
 
 
 def _loose(changes: dict[str, Any]) -> dict[str, Any]:
@@ -119,7 +122,13 @@ def fold_in(lease: Lease, known: Any, followers: Sequence[Any]) -> Envelope:
     rows = sorted((known, *folded), key=lambda row: row.pk)
     try:
         together = reduce(fold, (readable.get(row.pk, envelope) for row in rows))
-    except (AttributeError, LookupError, TypeError) as error:  # one of them is damaged, and will say so in its own run
+    except (
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        ValidationError,
+    ) as error:  # one of them is damaged, and will say so in its own run
         logger.warning("Delivery %s of %r runs alone, what waits cannot be folded: %r", lease.pk, lease.using, error)
         return envelope
     columns: dict[str, Any] = {

@@ -139,14 +139,21 @@ def message_of(app: Celery, row: Any, using: str, *, lane: str | None = None) ->
 def publish_or_leave(message: Message, patience: Patience) -> None:
     """Publish, if it is its turn; when that fails, leave the row to the relay."""
     reference = Reference(**message.body)
+    if message.lane is not None and not _takes_turn(reference, message.lane):
+        return
     try:
-        if message.lane is None or deliveries(reference.alias).take_turn(reference.id, message.lane):
-            publish(message, patience)
+        publish(message, patience)
     except PublishError as error:
         logger.info("%s will get %r from the relay: %s", message.receiver, message.summary, error)
         _put_back(reference)
+
+
+def _takes_turn(reference: Reference, lane: str) -> bool:
+    try:
+        return deliveries(reference.alias).take_turn(reference.id, lane)
     except Error as error:  # the relay finds it: in its lane nothing is under way
         logger.warning("Delivery %s could not have its turn, and will be late: %s", reference.id, error)
+        return False
 
 
 def _put_back(reference: Reference) -> None:

@@ -350,6 +350,129 @@ def test_written_early(alias: str, ring: Any, monkeypatch: pytest.MonkeyPatch) -
 
 
 @each_kind
+def test_written_early_by_weight(alias: str, ring: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large payloads are written as soon as they weigh much, and no statement is too large for the database."""
+    weight = len(large(alias, ring, 0))
+    monkeypatch.setattr(module, "WEIGHT", int(weight * 2.5))
+    seen = []
+    with CaptureQueriesContext(connections[alias]) as queries, batched(alias):
+        for number in range(1, 8):
+            ring(alias, number)
+            seen.append(len(rung(alias)) - 1)
+
+    assert [0, 0, 3, 3, 3, 6, 6] == seen
+    assert [0, 1, 2, 3, 4, 5, 6, 7] == rung(alias)
+    assert 5 == inserts(queries)  # of 2, 1, 2, 1 and 1
+
+
+def large(alias: str, ring: Any, number: int) -> str:
+    """Send a number by itself, and return its payload."""
+    ring(alias, number)
+    return str(deliveries(alias).latest("pk").payload)
+
+
+@each_kind
+def test_one_that_is_too_large(alias: str, ring: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A payload that weighs more than a statement may is written by itself."""
+    monkeypatch.setattr(module, "WEIGHT", 1)
+    with CaptureQueriesContext(connections[alias]) as queries, batched(alias):
+        ring(alias, 1, 2, 3)
+
+    assert ([1, 2, 3], 3) == (rung(alias), inserts(queries))
+
+
+@each_kind
+def test_savepoint_that_is_older(alias: str, ring: Any) -> None:
+    """A rollback by hand to a savepoint from before the block takes all that the block has sent."""
+    with transaction.atomic(using=alias):
+        savepoint = transaction.savepoint(using=alias)
+        batch = module.Batch(connections[alias])
+        module._batches[id(connections[alias])] = batch
+        try:
+            with connections[alias].execute_wrapper(batch.watch):
+                ring(alias, 1)
+                transaction.savepoint(using=alias)
+                ring(alias, 2)
+                transaction.savepoint_rollback(savepoint, using=alias)
+                ring(alias, 3)
+            batch.close()
+        finally:
+            del module._batches[id(connections[alias])]
+
+    assert [3] == rung(alias)
+
+
+@each_kind
+def test_savepoints_by_hand_within_one_another(alias: str, ring: Any) -> None:
+    """To release a savepoint is to release those within it; to roll it back, they are gone."""
+    with batched(alias):
+        for ends in (transaction.savepoint_commit, transaction.savepoint_rollback):
+            ring(alias, 1)
+            outer = transaction.savepoint(using=alias)
+            ring(alias, 2)
+            transaction.savepoint(using=alias)
+            ring(alias, 3)
+            ends(outer, using=alias)
+            ring(alias, 4)
+
+    assert [1, 2, 3, 4, 1, 4] == rung(alias)
+
+
+@pytest.mark.parametrize(
+    ("sql", "expected"),
+    [
+        ("savepoint s", [("s", 0)]),
+        (' SAVEPOINT "s1" ; ', [('"s1"', 0)]),
+        ("SELECT 'SAVEPOINT s'", []),
+        ("ROLLBACK", []),
+        (b"SAVEPOINT s", []),
+        (object(), []),
+    ],
+    ids=["small", "quoted", "text", "whole", "bytes", "composed"],
+)
+def test_what_is_a_savepoint(sql: Any, expected: list[Any]) -> None:
+    """A savepoint is found in whatever statement makes one, and in no other."""
+    batch = module.Batch(connections["default"])
+
+    assert "done" == batch.watch(lambda sql, *args: "done", sql, None, False, {})
+    assert expected == batch._savepoints
+
+
+def test_savepoint_that_is_refused() -> None:
+    """A statement that fails has made no savepoint."""
+    batch = module.Batch(connections["default"])
+
+    def refuse(*args: Any) -> None:
+        raise DatabaseError
+
+    with pytest.raises(DatabaseError):
+        batch.watch(refuse, "SAVEPOINT s", None, False, {})
+    assert [] == batch._savepoints
+
+
+@each_database("default", "mariadb")
+def test_error_that_is_swallowed(alias: str, ring: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the database has not taken is not lost where the error is swallowed: it is tried again, at the end."""
+    monkeypatch.setattr(module, "SIZE", 3)
+    failing, insert = [True], module.insert
+
+    def insert_or_fail(rows: Any, using: str) -> None:
+        if failing:
+            raise DatabaseError("lock wait timeout")
+        insert(rows, using)
+
+    monkeypatch.setattr(module, "insert", insert_or_fail)
+    with batched(alias):
+        ring(alias, 1, 2)
+        for number in (3, 4):
+            with suppress(DatabaseError):
+                ring(alias, number)
+        failing.clear()
+
+    assert [1, 2, 3, 4] == rung(alias)
+
+
+@each_kind
 def test_hooks_of_others(alias: str, ring: Any) -> None:
     """Whatever else is to be done after the commit is done, in its order, and nothing of a batch is left there."""
     called: list[int] = []

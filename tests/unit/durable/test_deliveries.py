@@ -557,6 +557,7 @@ def test_opened_before_the_sweep(alias: str, monkeypatch: pytest.MonkeyPatch) ->
 # Purge and erase -----------------------------------------------------------------------------------------------------
 
 ERROR = {"error_type": "ValueError", "error_message": "m", "traceback": "t", "fingerprint": "ValueError in shop.f"}
+TURN = {"key": "ada@example.org", "lane": "a", "slot": "a"}
 
 
 @each_kind
@@ -564,14 +565,14 @@ def test_purge(alias: str) -> None:
     """What was kept after success goes, what failed long ago loses whatever may hold a value, and keeps its cause."""
     placed(alias, state=State.DONE)
     kept = placed(alias, state=State.DONE, due_at=moment(10))
-    old = placed(alias, state=State.FAILED, **ERROR)
+    old = placed(alias, state=State.FAILED, **ERROR, **TURN)
     young = placed(alias, state=State.FAILED, due_at=moment(10), **ERROR)
 
     assert 2 == deliveries(alias).purge(100)
 
     assert [kept, old, young] == ids(alias)
-    names = ("payload", "error_message", "traceback", "due_at", "error_type", "fingerprint")
-    erased = (None, None, None, None, "ValueError", "ValueError in shop.f")
+    names = ("payload", "key", "error_message", "traceback", "due_at", "error_type", "fingerprint", "slot")
+    erased = (None, None, None, None, None, "ValueError", "ValueError in shop.f", "a")
     assert erased == deliveries(alias).filter(pk=old).values_list(*names).get()
     assert "{}" == deliveries(alias).get(pk=young).payload
     assert 0 == deliveries(alias).purge(100)
@@ -674,6 +675,26 @@ def test_many_at_once(alias: str, verb: str, monkeypatch: pytest.MonkeyPatch) ->
     changes = [query for query in queries if query["sql"].startswith(("UPDATE", "DELETE"))]
     assert 3 == len(changes)
     assert 1 == deliveries(alias).failed().count()
+
+
+@each_database("default", "postgres", "mariadb")
+def test_many_keys_at_once(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are discarded, each lets its key go on; what was parked lets nothing go that has its turn."""
+    monkeypatch.setattr(module, "STEP", 2)
+    for lane in "abc":
+        place(alias, NOBODY, state=State.FAILED, lane=lane, slot=lane)
+        place(alias, NOBODY, 2, lane=lane, due_at=None)
+    place(alias, NOBODY, state=State.RUNNING, lane="d", slot="d", due_at=moment(60))
+    place(alias, NOBODY, state=State.FAILED, lane="d")
+    place(alias, NOBODY, lane="d", due_at=None)
+
+    assert 4 == deliveries(alias).discard()
+
+    turns = deliveries(alias).order_by("pk").values_list("lane", "slot")
+    assert [("a", "a"), ("a", None), ("b", "b"), ("b", None), ("c", "c"), ("c", None), ("d", "d"), ("d", None)] == list(
+        turns
+    )
+    assert 3 == len(claimed(alias))
 
 
 @each_kind

@@ -111,6 +111,20 @@ def test_forget_in_every_state(alias: str, hold: Any) -> None:
 
 
 @each_kind
+def test_forget_what_has_its_turn(alias: str, hold: Any) -> None:
+    """What waits behind a forgotten delivery goes on, whatever that one was doing."""
+    customer = Customer.objects.using(alias).create(name="Ada")
+    options = {"ordered": True, "key": lambda: "all"}
+    head = hold(alias, customer, **options)
+    lane = str(deliveries(alias).get(pk=head).lane)
+    deliveries(alias).filter(pk=head).update(slot=lane, state=State.RUNNING)
+    place(alias, "tests.nobody", lane=lane, due_at=None)
+
+    assert 1 == forget(customer)
+    assert [(lane, State.READY)] == list(deliveries(alias).values_list("slot", "state"))
+
+
+@each_kind
 def test_forget_what_is_erased(alias: str, hold: Any) -> None:
     """What has lost its payload holds nothing any more, and stays to be counted."""
     customer = Customer.objects.using(alias).create(name="Ada")

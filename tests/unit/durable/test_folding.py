@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from celery import Celery
 from django.db import connections
 from django.db.models.signals import m2m_changed, post_delete, post_save, pre_delete, pre_save
 from django.dispatch import Signal
+from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +32,7 @@ from tests.elsewhere import elsewhere
 from tests.holding import bell, send, work
 from tests.parameters import each_database
 from tests.receiving import Receiving
-from tests.shop.models import Order
+from tests.shop.models import Order, PriorityOrder, RushOrder, Tag, WeightClass
 
 each_kind = each_database("default", "postgres", "mariadb")
 
@@ -174,6 +176,65 @@ def test_object_that_comes_back() -> None:
     assert (True, frozenset({"b", "c"})) == (said(found)["created"], said(found)["update_fields"])
     assert {"b": (3, 4)} == Reader(found).changes()
     assert 3 == found.event.coalesced
+
+
+@pytest.mark.parametrize("signal", [pre_delete, post_delete])
+def test_what_follows_a_delete(signal: Signal) -> None:
+    """What comes after a delete and saves nothing, such as relations that go with it, leaves the delete standing."""
+    delete = sent(signal, origin="shop")
+    found = folded(saved(True), delete, sent(m2m_changed, action="post_clear"), sent(number=5))
+
+    assert replace(delete, event=replace(delete.event, coalesced=3)) == found
+
+
+@pytest.mark.parametrize("signal", [pre_save, post_save])
+def test_what_saves_after_a_delete(signal: Signal) -> None:
+    """What saves the row anew is the newest, as ever."""
+    again = sent(signal, number=5)
+    found = folded(saved(True, fields={"a"}, changes={"a": [1, 2]}), sent(post_delete), again)
+
+    assert replace(again, event=replace(again.event, coalesced=2)) == found
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Order(pk=1), Order(pk=2)),
+        (Order(pk=1), Tag(pk=1)),
+        (Order(pk=1), None),
+        (None, RushOrder(pk=1)),
+        (Order(), Order(pk=1)),
+    ],
+    ids=repr,
+)
+def test_two_rows_of_a_key(one: Any, other: Any) -> None:
+    """Of two rows that share a key nothing adds up: a run is the newest's, and a delete is of its own row alone."""
+    older = saved(True, fields={"a"}, changes={"a": [1, 2]}, **({"instance": one} if one else {}))
+    newer = saved(fields={"b"}, **({"instance": other} if other else {}))
+    delete = sent(post_delete, **({"instance": one} if one else {}))
+
+    for before in (older, delete):
+        assert replace(newer, event=replace(newer.event, coalesced=1)) == fold(before, newer)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Order(pk=1), PriorityOrder(pk=1)),
+        (Order(pk=1), RushOrder(pk=1)),
+        (RushOrder(pk=1), Order(pk=1)),
+        (Order(), Order()),
+        (Order(pk="1"), Order(pk=1)),
+        (WeightClass(pk=Decimal("2.5")), WeightClass(pk=Decimal("2.50"))),
+    ],
+    ids=repr,
+)
+def test_one_row_of_two_classes(one: Any, other: Any) -> None:
+    """A row is one, whichever of its classes it comes in, and in whatever form its key is given."""
+    found = fold(saved(True, fields={"a"}, instance=one), saved(fields={"b"}, instance=other))
+
+    assert found.kwargs["created"] is True
+    assert frozenset({"a", "b"}) == Reader(found).value(found.kwargs["update_fields"])
 
 
 NAMES = st.sampled_from("abc")
@@ -326,6 +387,50 @@ def test_nothing_to_fold(alias: str, celery_app: Celery, receive: Any) -> None:
     with CaptureQueriesContext(connections[alias]) as queries:
         assert {"number": 1} == said(held.envelope())
     assert [] == queries.captured_queries
+
+
+SOON, LATER = moment(60).isoformat(), moment(3600).isoformat()
+
+
+@each_database("default")
+@pytest.mark.parametrize(
+    ("expires", "together"),
+    [
+        ([SOON, LATER, SOON], LATER),
+        ([LATER, SOON], LATER),
+        ([SOON, None], None),
+        ([None, SOON], None),
+        ([None, None], None),
+        (["2030-01-01T12:00:00+02:00", "2030-01-01T11:00:00+00:00"], "2030-01-01T11:00:00+00:00"),
+    ],
+    ids=["middle", "first", "head", "newest", "none", "zones"],
+)
+def test_expiry(alias: str, celery_app: Celery, receive: Any, expires: list[Any], together: Any) -> None:
+    """A run expires with the last of its sendings; if one of them never does, not at all."""
+    receive(key=lambda number: 0)
+    for number, at in enumerate(expires):
+        send(alias, number=number)
+        options = {"priority": number} | ({"expires": at} if at else {})
+        deliveries(alias).filter(pk=ids(alias)[-1]).update(options=options)
+    held = open_first(alias, celery_app)
+
+    held.envelope()
+
+    options = {"priority": len(expires) - 1} | ({"expires": together} if together else {})
+    assert options == held.known.options == deliveries(alias).get().options
+
+
+@each_database("default")
+def test_texts_that_a_database_would_refuse(alias: str, celery_app: Celery, receive: Any) -> None:
+    """What is shown of a run is what a sending's own row shows, with whatever name (H18)."""
+    receive(key=lambda number: 0)
+    for sender in ("first", "zero\0half\ud800" + "long" * 100):
+        with override_settings(DJANGO_CELERY_SIGNALS={"FAST_PATH_LIMIT": 0}):
+            bell.send(sender=sender, using=alias, number=0)
+    summary = deliveries(alias).latest("pk").summary
+
+    open_first(alias, celery_app).envelope()
+    assert summary == deliveries(alias).get().summary
 
 
 def write_damage(alias: str, pk: int, damage: Any) -> None:

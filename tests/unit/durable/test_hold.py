@@ -14,15 +14,18 @@ from celery import Celery, current_task
 from celery.exceptions import Ignore, MaxRetriesExceededError, Reject
 from django.db import Error, IntegrityError, OperationalError, connections, transaction
 from django.test import override_settings
+from django.test.utils import CaptureQueriesContext
 from psycopg import IsolationLevel
 
-from django_celery_signals import Discard, Event, Fail, RetryAfter, policy
+from django_celery_signals import Discard, Event, Fail, RetryAfter, current_event, policy
 from django_celery_signals.durable import hold
 from django_celery_signals.durable.clock import In
 from django_celery_signals.durable.deliveries import DeliveryQuerySet, State, deliveries
 from django_celery_signals.exceptions import DecodeError, LeaseLost, ReceiverFailed, UnknownVersion
 from django_celery_signals.signals import delivery_failed, receiver_discarded, receiver_failed, receiver_succeeded
+from django_celery_signals.wire import ARGUMENT
 from tests.delivering import burnt, moment, seconds_left, states
+from tests.drain import take
 from tests.elsewhere import Other, connecting, elsewhere, execute, other_transaction
 from tests.holding import Outcome, bell, message, send, take_over, work
 from tests.parameters import each_database
@@ -1340,6 +1343,155 @@ def test_receiver_that_stands_down(alias: str, celery_app: Celery, receive: Any)
     assert ["not mine any more"] == [str(told["error"]) for told in heard]
 
 
+# The next of a key ---------------------------------------------------------------------------------------------------
+
+ORDERED: dict[str, Any] = {"ordered": True, "key": lambda key: key}
+COALESCED: dict[str, Any] = {"coalesce": True, "key": lambda key: key}
+
+
+def raising(error: BaseException) -> Any:
+    def act(task: Any) -> None:
+        raise error
+
+    return act
+
+
+# What a receiver does, its options, what Celery makes of that, and whether the next of its key begins.
+ENDS_OF_TURNS: dict[str, tuple[Any, dict[str, Any], str, bool]] = {
+    "success": (lambda task: None, {}, "SUCCESS", True),
+    "success without a transaction": (lambda task: None, {"atomic": False}, "SUCCESS", True),
+    "kept": (lambda task: None, {"retain": 60}, "SUCCESS", True),
+    "discarded": (raising(Discard()), {}, "IGNORED", True),
+    "expired": (lambda task: None, {"expires": datetime(2020, 1, 1)}, "IGNORED", True),
+    "parked": (raising(Fail()), {"on_failure": "park"}, "FAILURE", True),
+    "not ordered": (raising(Fail()), {"ordered": False, "coalesce": True}, "FAILURE", True),
+    "blocked": (raising(Fail()), {}, "FAILURE", False),
+    "not ordered, blocked": (raising(Fail()), {**COALESCED, "ordered": False, "on_failure": "block"}, "FAILURE", False),
+    "spent": (raising(Boom()), {"max_retries": 0}, "FAILURE", False),
+    "spent and parked": (raising(Boom()), {"max_retries": 0, "on_failure": "park"}, "FAILURE", True),
+    "retried": (raising(Boom()), {}, "RETRY", False),
+    "asked for more": (lambda task: task.retry(countdown=5), {}, "RETRY", False),
+    "asked for more, and went on": (lambda task: task.retry(countdown=5, throw=False), {}, "SUCCESS", False),
+    "trouble": (raising(OperationalError("gone away")), {}, "RETRY", False),
+    "stopped": (raising(SystemExit()), {}, "", False),
+    "superseded": (lambda task: take_over(task.request.hold.lease.using), {"atomic": False}, "IGNORED", False),
+}
+
+
+@pytest.fixture
+def line(receiving: Receiving, celery_app: Celery) -> Any:
+    """Sends two events of each of two keys to a receiver; returns what runs the first, and their four deliveries."""
+
+    def line(alias: str, act: Any, **options: Any) -> tuple[Any, list[Any]]:
+        def body(self: Any) -> None:
+            act(self)
+
+        receiving(bell, body, guarantee="durable", bind=True, **{**ORDERED, **options})
+        for key in ("a", "b", "a", "b"):
+            bell.send(sender=None, using=alias, key=key)
+        deliveries(alias).filter(slot=None).update(folds=False)  # or it would be a part of the first
+        take(celery_app)
+        rows = list(deliveries(alias).order_by("pk"))
+        return message(alias, pk=rows[0].pk), rows
+
+    return line
+
+
+@each_kind
+@pytest.mark.parametrize("end", ENDS_OF_TURNS)
+def test_turn_of_the_next(alias: str, celery_app: Celery, line: Any, end: str) -> None:
+    """What has ended publishes the next of its key, and no other; what runs again, or blocks its key, publishes
+    none."""
+    act, options, outcome, passes_on = ENDS_OF_TURNS[end]
+    run, (first, other, second, last) = line(alias, act, **options)
+
+    if end == "stopped":
+        with pytest.raises(SystemExit):
+            run(celery_app)
+    else:
+        assert outcome == run(celery_app).state
+
+    assert [second.pk] * passes_on == [one.kwargs[ARGUMENT]["id"] for one in take(celery_app)]
+    slots = dict(deliveries(alias).values_list("pk", "slot"))
+    assert (None if passes_on else first.lane) == slots.get(first.pk)
+    assert [first.lane if passes_on else None, other.lane, None] == [slots[row.pk] for row in (second, other, last)]
+
+
+@each_kind
+def test_turn_after_the_commit(alias: str, celery_app: Celery, line: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next begins only when everyone can see that the one before it has ended."""
+    seen: list[Any] = []
+
+    def look(app: Celery, using: str, lane: str) -> None:
+        seen.append((lane, elsewhere(lambda: list(deliveries(alias).order_by("pk").values_list("pk", flat=True)))))
+
+    monkeypatch.setattr(hold, "publish_next", look)
+    run, (first, *others) = line(alias, lambda task: leave(alias))
+    run(celery_app)
+
+    assert [(first.lane, [row.pk for row in others])] == seen
+
+
+@each_database("default", "postgres")
+def test_turn_after_a_commit_that_failed(alias: str, celery_app: Celery, line: Any) -> None:
+    """A completion that is rolled back gives nothing to the next."""
+    run, (first, *_) = line(alias, lambda task: Order.objects.using(alias).create(customer_id=123_456))
+
+    assert "RETRY" == run(celery_app).state
+    assert first.lane == deliveries(alias).get(pk=first.pk).slot
+    assert [] == take(celery_app)
+
+
+@each_kind
+def test_what_a_turn_costs_the_worker(alias: str, celery_app: Celery, receive: Any) -> None:
+    """Where nothing waits for it, a delivery that takes turns costs its worker one statement more than another."""
+
+    def statements(**options: Any) -> list[str]:
+        task = receive(lambda **kwargs: None, **options)
+        send(alias, key="a")
+        run = message(alias, receiver=task.name)
+        with CaptureQueriesContext(connections[alias]) as queries:
+            assert "SUCCESS" == run(celery_app).state
+        return [query["sql"].split()[0] for query in queries]
+
+    statements()  # asks what the connection sees of the past, once
+    plain = statements()
+    for options in (ORDERED, COALESCED, {**ORDERED, "debounce": 5}):
+        assert [*plain, "SELECT"] == statements(**options)
+
+
+@each_kind
+def test_fence_of_a_key(alias: str, celery_app: Celery, line: Any) -> None:
+    """Of the runs of a key, a later one has the larger fence, whichever delivery it is of."""
+    fences: list[Any] = []
+
+    def act(task: Any) -> None:
+        fences.append(current_event().fence)
+        if len(fences) == 1:
+            raise Boom
+
+    run, (first, _, second, _) = line(alias, act)
+    deliveries(alias).filter(pk=second.pk).update(token=5)
+    run(celery_app)
+    for pk in (first.pk, second.pk):
+        work(celery_app, alias, pk=pk)
+
+    assert 3 == len(set(fences))
+    assert sorted(fences) == fences
+
+
+@each_kind
+@pytest.mark.parametrize(("options", "key"), [({}, None), (ORDERED, "a" * 200 + "…")], ids=["plain", "in turn"])
+def test_key_of_an_event(alias: str, celery_app: Celery, receive: Any, options: dict[str, Any], key: Any) -> None:
+    """A receiver that takes turns is told the key of its event; any other has none."""
+    keys: list[Any] = []
+    receive(lambda event: keys.append(event.key), **options)
+    send(alias, key="a" * 300)
+    work(celery_app, alias)
+
+    assert [key] == keys
+
+
 # Eager ---------------------------------------------------------------------------------------------------------------
 
 
@@ -1380,6 +1532,24 @@ def test_eager_in_a_transaction_that_never_commits(
         bell.send(sender=None, using=alias)
 
     assert ([True], {}) == (mine, states(alias))
+
+
+@each_database("default")
+def test_eager_turns(alias: str, eager: Celery, receive: Any) -> None:
+    """Eager receivers of a key run one after the other; what one of them sends runs after it has ended."""
+    seen: list[str] = []
+
+    def act(number: int) -> None:
+        seen.append(f"{number} begins")
+        if number < 2:
+            bell.send(sender=None, using=alias, number=number + 1)
+        seen.append(f"{number} ends")
+
+    receive(act, ordered=True, key=lambda: 0)
+    bell.send(sender=None, using=alias, number=0)
+
+    assert [f"{number} {word}" for number in range(3) for word in ("begins", "ends")] == seen
+    assert {} == states(alias)
 
 
 @each_kind

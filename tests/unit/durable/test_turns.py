@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from django.db import OperationalError, connections, transaction
+from django.db import DatabaseError, OperationalError, connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 from django_celery_signals.durable.clock import In
@@ -122,13 +122,25 @@ def test_take_turn(alias: str, beside: str | None) -> None:
 @pytest.mark.parametrize("kind", [*HOLDERS, "earlier"])
 @pytest.mark.parametrize("is_older", [True, False])
 def test_turn_of_another(alias: str, kind: str, is_older: bool) -> None:
-    """While another has the slot, whether it came before or after, or waits longer, a delivery goes on waiting."""
+    """While another has the slot, whether it came before or after, or waits longer, a delivery goes on waiting; the
+    database has nothing to refuse."""
     pk = 0 if is_older else placed(alias)
     other = placed(alias) if kind == "earlier" else holder(alias, kind)
     pk = pk or placed(alias)
     before = list(deliveries(alias).order_by("pk").values())
 
-    assert (kind == "earlier" and not is_older) == deliveries(alias).take_turn(pk, "a")
+    refused: list[Any] = []
+
+    def note_refusal(execute: Any, sql: Any, *args: Any) -> Any:
+        try:
+            return execute(sql, *args)
+        except DatabaseError as error:
+            refused.append(error)
+            raise
+
+    with connections[alias].execute_wrapper(note_refusal):
+        assert (kind == "earlier" and not is_older) == deliveries(alias).take_turn(pk, "a")
+    assert [] == refused
     if kind != "earlier":
         assert before == list(deliveries(alias).order_by("pk").values())
         assert [other] == holding(alias)
