@@ -441,13 +441,18 @@ def countdown(stage: Stage) -> Iterator[Callable[..., None]]:
     disconnect(later, task)
 
 
+@pytest.mark.parametrize("limit", [100, 0])
 @each_kind
-def test_a_countdown_lets_younger_ones_wait(stage: Stage, countdown: Callable[..., None]) -> None:
-    """What is sent with a countdown waits for its time, and what is sent after it waits behind it."""
+def test_a_countdown_lets_younger_ones_wait(
+    stage: Stage, countdown: Callable[..., None], settings: Any, limit: int
+) -> None:
+    """What is sent with a countdown waits for its time, and what is sent after it behind it, by the relay, too."""
+    settings.DJANGO_CELERY_SIGNALS = {"FAST_PATH_LIMIT": limit}
     countdown("a", 1)
     stage.send("a", 2)
     stage.send("b", 10)
 
+    stage.relay()
     assert 1 == stage.work()
     assert 0 == stage.relay()
     assert 1 == stage.relay_later()

@@ -140,7 +140,11 @@ def with_an_ungated_fold(patch: pytest.MonkeyPatch) -> None:
         return held
 
     patch.setattr("django_celery_signals.execution.opened", opened)
-    patch.setattr(folding, "_write", lambda lease, known, folded, columns: lease.row().update(**columns))
+    patch.setattr(
+        folding,
+        "_write",
+        lambda lease, known, folded, envelope: lease.row().update(payload=folding.dump(envelope)),
+    )
 
 
 def without_slots(patch: pytest.MonkeyPatch) -> None:
