@@ -102,7 +102,7 @@ def test_status(some: dict[str, str]) -> None:
         place("other", "shop.note", int(state), state=state, finished_at=moment(0))
     last = failed(lane="b", slot="b", key="shop.Order:7")
     first = failed(
-        lane="a", slot="a", key="shop.Order:5", finished_at=moment(-60), payload="secret", traceback="secret"
+        lane="a", slot="a", key="shop.Order:5", finished_at=moment(-3600), payload="secret", traceback="secret"
     )
     failed(lane="c", key="parked")
     place("default", "shop.note", 2, lane="a", due_at=None)
@@ -195,7 +195,7 @@ def test_relay_that_cannot_be(words: list[str], reason: str) -> None:
 
 def test_list(tasks: Tasks) -> None:
     """list-failed shows one line for each, the newest first, with all that helps but no value of the sending."""
-    old = failed(finished_at=moment(-60), payload="secret", error_message="secret", traceback="secret", attempts=20)
+    old = failed(finished_at=moment(-3600), payload="secret", error_message="secret", traceback="secret", attempts=20)
     new = failed(crashes=5, payload=None)
     other = failed("other")
     place("default", tasks.shared())
