@@ -585,7 +585,7 @@ class Schedule(RuleBasedStateMachine):
         self.world.clear()
 
 
-EXAMPLES = {"postgres": 40, "mariadb": 15}
+EXAMPLES = {"postgres": 40}
 
 
 def run(world: World, **options: Any) -> None:
@@ -594,7 +594,7 @@ def run(world: World, **options: Any) -> None:
     run_state_machine_as_test(lambda: Schedule(world), settings=chosen)
 
 
-@each_database("postgres", "mariadb")
+@each_database("postgres")
 def test_schedules(world: World, alias: str) -> None:
     """Whatever is sent, committed, rolled back, lost, delivered twice, failed or crashed, and in whichever order: what
     was committed is done, once and in turn, and nothing else is."""
