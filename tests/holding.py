@@ -47,10 +47,15 @@ def work(app: Celery, using: str, **chosen: Any) -> Outcome:
 
 
 def _run(app: Celery, row: Any, carried: dict[str, Any]) -> Outcome:
-    task = app.tasks[row.receiver]
-    request = {"task": row.receiver, "retries": row.attempts, "delivery_info": {"exchange": "", "routing_key": "any"}}
-    trace = build_tracer(task.name, task, app=app)(row.event_id, (), {ARGUMENT: carried}, request)
-    return Outcome(state=trace.info.state if trace.info else "SUCCESS", error=trace.info and trace.info.retval)
+    return trace(app, row.receiver, row.event_id, {ARGUMENT: carried}, row.attempts)
+
+
+def trace(app: Celery, receiver: str, event_id: str, kwargs: dict[str, Any], retries: int) -> Outcome:
+    """Run a message as a worker does, which ``task.apply()`` does not: to a task that is eager."""
+    task = app.tasks[receiver]
+    request = {"task": receiver, "retries": retries, "delivery_info": {"exchange": "", "routing_key": "any"}}
+    traced = build_tracer(task.name, task, app=app)(event_id, (), kwargs, request)
+    return Outcome(state=traced.info.state if traced.info else "SUCCESS", error=traced.info and traced.info.retval)
 
 
 def take_over(using: str) -> None:

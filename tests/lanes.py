@@ -10,7 +10,6 @@ from typing import Any
 from unittest.mock import patch
 
 from celery import Celery
-from celery.app.trace import build_tracer
 from django.db import OperationalError, connections, transaction
 from django.dispatch import Signal
 from psycopg import IsolationLevel
@@ -25,6 +24,7 @@ from django_celery_signals.durable.upkeep import Upkeep
 from django_celery_signals.wire import ARGUMENT
 from tests.drain import Published, take
 from tests.elsewhere import connecting, elsewhere
+from tests.holding import trace
 from tests.receiving import Receiving
 
 step = Signal()
@@ -102,10 +102,8 @@ class Stage:
 
     def run(self, message: Published) -> str:
         """Run a message as a worker does, and return what becomes of the task."""
-        task = self.app.tasks[message.task]
-        request = {"task": message.task, "retries": message.headers["retries"], "delivery_info": {}}
-        trace = build_tracer(task.name, task, app=self.app)(message.headers["id"], (), message.kwargs, request)
-        return str(trace.info.state) if trace.info else "SUCCESS"
+        headers = message.headers
+        return trace(self.app, message.task, headers["id"], message.kwargs, headers["retries"]).state
 
     def work(self) -> int:
         """Run what lies in the queue, and what comes of it, until there is nothing left; return how many that were."""

@@ -177,7 +177,7 @@ def send(target: Target, own: SendingOptions, kwargs: dict[str, Any]) -> None:
 def _send(app: Celery, target: Target, task: Any, options: SendingOptions, sending: Sending) -> None:
     guarantee, lane = guarantee_of(options, sending.signal), None
     if takes_turns(options, task):
-        check_turns(options, takes_turns(options, task), sending.signal, guarantee, f"receiver {target.name}")
+        check_turns(options, True, sending.signal, guarantee, f"receiver {target.name}")
         lane = lane_of(options, sending, target.name)
     envelope = write(
         sending,

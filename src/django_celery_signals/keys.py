@@ -31,12 +31,7 @@ _PLAIN = (str, int, UUID, Decimal, date, time, timedelta)
 
 def takes_turns(options: SendingOptions, task: Any) -> bool:
     """Tell whether the sendings of a connection have keys; of a task or of its class."""
-    return bool(getattr(task, "ordered", False)) or folds(options)
-
-
-def folds(options: SendingOptions) -> bool:
-    """Tell whether newer sendings of a connection may stand for older ones; ``debounce=`` says so, too."""
-    return options.debounce is not None if options.coalesce is None else options.coalesce
+    return bool(getattr(task, "ordered", False)) or options.folds
 
 
 def lane_of(options: SendingOptions, sending: Sending, receiver: str) -> Lane | None:
@@ -58,7 +53,7 @@ def lane_of(options: SendingOptions, sending: Sending, receiver: str) -> Lane | 
     return Lane(
         key=key if len(key) <= SHOWN else f"{key[:SHOWN]}\N{HORIZONTAL ELLIPSIS}",
         name=_hashed(f"{receiver}\0{key}"),
-        folds=folds(options),
+        folds=options.folds,
         debounce=debounce,
         max_wait=options.max_wait or MAX_WAIT * debounce,
     )

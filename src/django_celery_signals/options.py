@@ -41,6 +41,11 @@ class SendingOptions:
     exclude: tuple[Any, ...] | None = None  # senders not to send for, beside sender=None
     family: type | None = None  # set by connect(subclasses=True): only this class and its subclasses
 
+    @property
+    def folds(self) -> bool:
+        """Whether newer sendings may stand for older ones; ``debounce=`` says so, too."""
+        return self.debounce is not None if self.coalesce is None else self.coalesce
+
 
 NAMES = tuple(field.name for field in fields(SendingOptions) if field.name != "family")
 RUNNING_NAMES = ("atomic", "on_missing", "former_names", "retain", "ordered", "on_failure")
@@ -177,7 +182,7 @@ def check_against_signal(options: SendingOptions, signal: Any, senders: list[Any
     Raises:
         ConnectError: naming the signal that has what the option asks for.
     """
-    name = names.short_name(names.signal_name(signal)) or "this signal"
+    name = _name_of(signal)
     if options.changed and (signal is not post_save or any(one is None for one in senders)):
         raise ConnectError(
             f"{where}: changed= compares saved values, so it works with post_save and a sender= only; here are {name} "
@@ -220,19 +225,24 @@ def check_turns(options: SendingOptions, ordered: bool, signal: Any, guarantee: 
         raise ConnectError(
             f"{where}: max_wait={max_wait} bounds debounce={debounce}, which must be given, and shorter."
         )
-    asking = ordered or bool(options.coalesce) or debounce is not None
+    asking = ordered or options.folds
     if options.key is not None and not asking:
         raise ConnectError(
             f"{where}: key= says what is taken in turn, so it needs ordered=True on the task, or coalesce=True."
         )
-    name = names.short_name(names.signal_name(signal)) or "this signal"
     if asking and guarantee not in (None, "durable"):
         raise ConnectError(
-            f"{where}: ordered=, coalesce= and debounce= need the row of a delivery, but {name} is received with "
-            f"guarantee={guarantee!r}. Give guarantee='durable', or leave them out."
+            f"{where}: ordered=, coalesce= and debounce= need the row of a delivery, but {_name_of(signal)} is "
+            f"received with guarantee={guarantee!r}. Give guarantee='durable', or leave them out."
         )
     if asking and options.key is None and never_sends(signal, "instance"):
-        raise ConnectError(f"{where}: {name} sends no instance that could be the key. Give key=, a function.")
+        raise ConnectError(
+            f"{where}: {_name_of(signal)} sends no instance that could be the key. Give key=, a function."
+        )
+
+
+def _name_of(signal: Any) -> str:
+    return names.short_name(names.signal_name(signal)) or "this signal"
 
 
 def of_family(options: SendingOptions, sender: Any, where: str) -> SendingOptions:

@@ -52,9 +52,7 @@ class ReceiverTask(DjangoTask):  # type: ignore[type-arg]
     def __init_subclass__(cls, **options: Any) -> None:
         """Keep a project's own version of a calling method connectable."""
         super().__init_subclass__(**options)
-        if isinstance(cls.__dict__.get("on_failure"), str):
-            cls.after_failure = cls.__dict__["on_failure"]
-            del cls.on_failure
+        _part_from_handler(cls)
         for name in SPELLINGS:
             method = inspect.getattr_static(cls, name)
             if inspect.isfunction(method):
@@ -147,8 +145,7 @@ class ReceiverTask(DjangoTask):  # type: ignore[type-arg]
             ConnectError: for an option that cannot be.
         """
         super().on_bound(app)
-        if not callable(cls.on_failure):  # by a mixin, or Celery's annotations
-            cls.after_failure, cls.on_failure = cls.on_failure or cls.after_failure, DjangoTask.on_failure
+        _part_from_handler(cls)  # once more: Celery's annotations come after the class
         merged_with_class(SendingOptions(), cls, str(cls.name))
         given = {name: getattr(cls, name) for name in RUNNING_NAMES}
         check_running({**given, "on_failure": cls.after_failure}, f"task {cls.name}")
@@ -156,6 +153,14 @@ class ReceiverTask(DjangoTask):  # type: ignore[type-arg]
         for name in cls.former_names:
             app._tasks.setdefault(name, app._tasks[cls.name])  # type: ignore[attr-defined]
         _let_events_pass(cls)
+
+
+def _part_from_handler(cls: Any) -> None:
+    """Keep ``on_failure="park"`` under a name of its own, and leave Celery the handler that it calls by that name."""
+    if not callable(cls.on_failure):
+        cls.after_failure = cls.on_failure or cls.after_failure
+        handlers = (vars(base).get("on_failure") for base in cls.__mro__)
+        cls.on_failure = next(filter(callable, handlers))
 
 
 class _Postponed:

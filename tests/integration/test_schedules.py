@@ -19,7 +19,6 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from celery.app.trace import build_tracer
 from django.db import connections, transaction
 from django.db.models import Case, When
 from django.dispatch import Signal
@@ -38,6 +37,7 @@ from django_celery_signals.durable.lease import Lease
 from django_celery_signals.durable.rows import State
 from django_celery_signals.handover import Message
 from django_celery_signals.wire import ARGUMENT
+from tests.holding import trace
 from tests.parameters import each_database
 from tests.receiving import Receiving
 
@@ -204,10 +204,8 @@ class World:
 
     def run(self, message: Message) -> str:
         """Run a message as a worker does, and return how Celery saw the end."""
-        task = self.app.tasks[message.receiver]
-        request = {"task": message.receiver, "retries": message.options["retries"], "delivery_info": {}}
-        trace = build_tracer(task.name, task, app=self.app)(message.event_id, (), {ARGUMENT: message.body}, request)
-        return str(trace.info.state) if trace.info else "SUCCESS"
+        kwargs, retries = {ARGUMENT: message.body}, message.options["retries"]
+        return trace(self.app, message.receiver, message.event_id, kwargs, retries).state
 
     def clear(self) -> None:
         """Begin anew."""

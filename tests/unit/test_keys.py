@@ -17,7 +17,7 @@ from django.utils.translation import gettext_lazy
 
 from django_celery_signals import ConnectError, ReceiverTask
 from django_celery_signals.envelope import Lane, Sending
-from django_celery_signals.keys import folds, lane_of, takes_turns
+from django_celery_signals.keys import lane_of, takes_turns
 from django_celery_signals.options import SendingOptions, read
 from tests.shop.models import (
     Country,
@@ -351,7 +351,7 @@ class Ordered(ReceiverTask):
 )
 def test_who_takes_turns(options: SendingOptions, task: Any, turns: bool, folding: bool) -> None:
     """Turns are for the receivers that are ordered, and for what is coalesced; to debounce is to coalesce."""
-    assert (turns, folding) == (takes_turns(options, task), folds(options))
+    assert (turns, folding) == (takes_turns(options, task), options.folds)
 
 
 def test_keys_need_no_signal_of_djangos() -> None:

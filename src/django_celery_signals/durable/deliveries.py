@@ -126,9 +126,7 @@ class DeliveryQuerySet(TurnQuerySet):
 
     def _failed_in_steps(self) -> Iterator[DeliveryQuerySet]:
         """Yield them in parts, by their keys: where no index leads to them, a statement would lock all it looks at."""
-        ids = list(self.failed().values_list("pk", flat=True))
-        for start in range(0, len(ids), STEP):
-            yield self.failed().filter(pk__in=ids[start : start + STEP])
+        return self.failed().in_steps(list(self.failed().values_list("pk", flat=True)))
 
 
 def _old(seconds: float) -> Q:

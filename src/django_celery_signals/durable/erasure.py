@@ -79,5 +79,4 @@ def _forget(using: str, nodes: set[str]) -> int:
     found = deliveries(using).filter(about).values_list("pk", "payload").iterator(chunk_size=STEP)
     # SQLite's LIKE takes capital letters for small ones.
     ids = [pk for pk, payload in found if any(node in payload for node in nodes)]
-    batches = (ids[start : start + STEP] for start in range(0, len(ids), STEP))
-    return sum(deliveries(using).filter(pk__in=batch).drop() for batch in batches)
+    return sum(rows.drop() for rows in deliveries(using).in_steps(ids))

@@ -23,13 +23,16 @@ from ..envelope import Envelope, Reader
 from ..exceptions import DecodeError
 from ..wire import dump, parse
 from .deliveries import deliveries
-from .failure import clean
 from .lease import Lease
+from .outbox import identity_of
 from .rows import State
 
 logger = logging.getLogger(__name__)
 
 MOST = 500  # deliveries that one run stands for; the next run of the key has the rest
+
+# What the parts of a payload raise that no envelope writes.
+_DAMAGED = (AttributeError, LookupError, TypeError, ValueError, ValidationError)
 
 
 def fold(older: Envelope, newer: Envelope) -> Envelope:
@@ -122,24 +125,13 @@ def fold_in(lease: Lease, known: Any, followers: Sequence[Any]) -> Envelope:
     rows = sorted((known, *folded), key=lambda row: row.pk)
     try:
         together = reduce(fold, (readable.get(row.pk, envelope) for row in rows))
-    except (
-        AttributeError,
-        LookupError,
-        TypeError,
-        ValueError,
-        ValidationError,
-    ) as error:  # one of them is damaged, and will say so in its own run
+    except _DAMAGED as error:  # one of them, which will say so in its own run
         logger.warning("Delivery %s of %r runs alone, what waits cannot be folded: %r", lease.pk, lease.using, error)
         return envelope
-    columns: dict[str, Any] = {
-        "event_id": together.event.id,
-        "signal": clean(together.event.signal_name)[:255],
-        "summary": clean(together.summary)[:255],
-        "options": {name: value for name, value in rows[-1].options.items() if name != "expires"},
-    }
+    options = {name: value for name, value in rows[-1].options.items() if name != "expires"}
     if (expires := _latest([row.options.get("expires") for row in rows])) is not None:
-        columns["options"]["expires"] = expires
-    if not _write(lease, known, folded, {**columns, "payload": dump(together)}):
+        options["expires"] = expires
+    if not _write(lease, known, folded, {**identity_of(together), "options": options, "payload": dump(together)}):
         return envelope
     logger.debug("Delivery %s of %r stands for %d more.", lease.pk, lease.using, len(folded))
     return together

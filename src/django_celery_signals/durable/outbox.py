@@ -68,10 +68,8 @@ def row_of(app: Celery, envelope: Envelope, options: dict[str, Any], *, sent: bo
     check_table(event.using, event.receiver)
     kept = {name: _as_json(value) for name, value in options.items() if name != "countdown" and value is not None}
     row: Any = deliveries(event.using).model(
-        event_id=event.id,
+        **identity_of(envelope),
         receiver=event.receiver,
-        signal=clean(event.signal_name)[:255],
-        summary=clean(envelope.summary)[:255],
         queue=queue_of(app, event.receiver, options) or "",
         state=State.SENT if published else State.READY,
         due_at=None if sent else In(delay_of(envelope, options)),
@@ -89,9 +87,20 @@ def row_of(app: Celery, envelope: Envelope, options: dict[str, Any], *, sent: bo
     return row
 
 
+def identity_of(envelope: Envelope) -> dict[str, str]:
+    """Return the columns by which people, and the broker, know what a delivery is about."""
+    event = envelope.event
+    return {
+        "event_id": event.id,
+        "signal": clean(event.signal_name)[:255],
+        "summary": clean(envelope.summary)[:255],
+    }
+
+
 def insert(rows: Sequence[Any], using: str) -> None:
-    """Write deliveries, in the transaction there is, past Django's own signals: a receiver of every sender's would be
-    told of itself.
+    """Write deliveries, in the transaction there is.
+
+    Past Django's own signals: a receiver of every sender's would be told of itself.
 
     Raises:
         django.db.Error: when the database does not take them; the transaction is lost then in any case.

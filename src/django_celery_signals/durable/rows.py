@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -82,6 +82,11 @@ class RowQuerySet(models.QuerySet[Any]):
             with by_index(connection, self.model):
                 ids = list(rows.select_for_update(skip_locked=True).values_list("pk", flat=True)[:limit])
             yield ids
+
+    def in_steps(self, ids: Sequence[int]) -> Iterator[Self]:
+        """Yield those of some ids in parts, for what one statement of many keys would do to a database."""
+        for start in range(0, len(ids), STEP):
+            yield self.filter(pk__in=ids[start : start + STEP])
 
     def claimed(self, claim: int, ids: Iterable[int]) -> Self:
         """Return those of a claim that nobody has touched since."""

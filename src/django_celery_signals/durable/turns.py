@@ -88,11 +88,12 @@ class TurnQuerySet(RowQuerySet):
         earlier = self.filter(state=State.READY, slot=None, lane=lane, pk__lt=OuterRef("pk"))
         free = self.claimed(claim, ids).filter(~Exists(self.filter(slot=lane)), ~Exists(earlier))
         able = list(free.values_list("pk", flat=True))
-        won = self.claimed(claim, able)._win(able, slot=F("lane"))
-        if won < len(able):  # another was faster in one lane, and the database took back what it did in the rest
-            for pk in able:
-                self.claimed(claim, [pk])._win([pk], slot=F("lane"))
-        return set(self.claimed(claim, able).exclude(slot=None).values_list("pk", flat=True)) if able else set()
+        if self.claimed(claim, able)._win(able, slot=F("lane")) == len(able):
+            return set(able)
+        # Another was faster in one lane, and the database took back what it did in the rest.
+        for pk in able:
+            self.claimed(claim, [pk])._win([pk], slot=F("lane"))
+        return set(self.claimed(claim, able).exclude(slot=None).values_list("pk", flat=True))
 
     def _that_are_quiet(self, claim: int, rows: Sequence[Any]) -> list[Any]:
         loud = {row.pk: seconds for row in rows if row.options.get("debounce") and (seconds := self._quiet_in(row)) > 0}

@@ -15,6 +15,7 @@ from django.test.utils import CaptureQueriesContext
 from psycopg import IsolationLevel
 
 from django_celery_signals.durable import deliveries as module
+from django_celery_signals.durable import rows as rows_module
 from django_celery_signals.durable.clock import In
 from django_celery_signals.durable.deliveries import (
     CRASH_BUDGET,
@@ -665,7 +666,7 @@ def test_discard(alias: str) -> None:
 @pytest.mark.parametrize("verb", ["retry", "discard"])
 def test_many_at_once(alias: str, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many are chosen, no statement changes very many of them."""
-    monkeypatch.setattr(module, "STEP", 2)
+    monkeypatch.setattr(rows_module, "STEP", 2)
     place(alias, NOBODY, 5, state=State.FAILED, queue="mails")
     place(alias, NOBODY, state=State.FAILED, queue="other")
 
@@ -680,7 +681,7 @@ def test_many_at_once(alias: str, verb: str, monkeypatch: pytest.MonkeyPatch) ->
 @each_database("default", "postgres", "mariadb")
 def test_many_keys_at_once(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many are discarded, each lets its key go on; what was parked lets nothing go that has its turn."""
-    monkeypatch.setattr(module, "STEP", 2)
+    monkeypatch.setattr(rows_module, "STEP", 2)
     for lane in "abc":
         place(alias, NOBODY, state=State.FAILED, lane=lane, slot=lane)
         place(alias, NOBODY, 2, lane=lane, due_at=None)

@@ -17,7 +17,7 @@ from django.test.utils import isolate_apps
 
 from django_celery_signals import forget
 from django_celery_signals.durable import deliveries as module
-from django_celery_signals.durable import erasure
+from django_celery_signals.durable import erasure, rows
 from django_celery_signals.durable.deliveries import State, deliveries
 from django_celery_signals.durable.relay import keeping
 from tests.delivering import place, states
@@ -167,7 +167,7 @@ def test_forget_what_runs(alias: str, celery_app: Celery, receiving: Receiving) 
 @each_kind
 def test_forget_many(alias: str, hold: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many there are, no statement deletes very many of them."""
-    monkeypatch.setattr(erasure, "STEP", 2)
+    monkeypatch.setattr(rows, "STEP", 2)
     customer = Customer.objects.using(alias).create(name="Ada")
     hold(alias, customer)
     payload = deliveries(alias).get().payload
