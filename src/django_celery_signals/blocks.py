@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from contextvars import ContextVar
+from functools import cache, wraps
+from typing import Any, TypeVar, cast
 
+from asgiref.sync import iscoroutinefunction
 from django.db import router
 from django.db.models import Model, QuerySet
 from django.db.models.signals import post_save
@@ -13,20 +16,40 @@ from django.db.models.signals import post_save
 from .codec.instances import has_pk
 from .durable.batch import SIZE, batched
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 _muted: ContextVar[bool] = ContextVar("django_celery_signals.muted", default=False)
 
 
-@contextmanager
-def muted() -> Iterator[None]:
+class muted:
     """Send nothing to receivers in workers from within a block, such as a data migration's; also a decorator.
 
-    Plain receivers are called as ever. It holds for the block's own thread or task, and for what that awaits.
+    Plain receivers are called as ever. It holds for the block's own thread or task, and for what that awaits. It
+    decorates functions and coroutine functions.
     """
-    token = _muted.set(True)
-    try:
-        yield
-    finally:
-        _muted.reset(token)
+
+    def __enter__(self) -> None:
+        """Begin the block."""
+        self._token = _muted.set(True)
+
+    def __exit__(self, *_: object) -> None:
+        """End it."""
+        _muted.reset(self._token)
+
+    def __call__(self, function: F) -> F:
+        """Make each call of a function a block."""
+
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with muted():
+                return function(*args, **kwargs)
+
+        @wraps(function)
+        async def wait(*args: Any, **kwargs: Any) -> Any:
+            with muted():
+                return await function(*args, **kwargs)
+
+        return cast(F, wait if iscoroutinefunction(function) else call)
 
 
 def is_muted() -> bool:
@@ -52,16 +75,17 @@ def send_saved(objs: Iterable[Model], *, created: bool, update_fields: Iterable[
         How many were sent.
 
     Raises:
-        ValueError: for an object without a primary key or a row, before anything of a list is sent.
-        TypeError: for what is no model instance.
+        ValueError: for an object without a primary key or a row, and for a field that it does not have; of a list
+            before anything is sent.
+        TypeError: for what is no model instance, and for one text as ``update_fields``.
     """
-    saved = objs.iterator(chunk_size=SIZE) if isinstance(objs, QuerySet) else _checked(list(objs))
-    names = None if update_fields is None else frozenset(update_fields)
+    names = _as_names(update_fields)
+    saved = objs.iterator(chunk_size=SIZE) if isinstance(objs, QuerySet) else _checked(list(objs), names)
     count = 0
     with ExitStack() as batches:
         opened: set[str] = set()
         for instance in saved:
-            using = _alias_of(instance)
+            using = _alias_of(instance, names)
             if using not in opened:
                 batches.enter_context(batched(using))
                 opened.add(using)
@@ -72,17 +96,23 @@ def send_saved(objs: Iterable[Model], *, created: bool, update_fields: Iterable[
     return count
 
 
-def _checked(instances: list[Model]) -> list[Model]:
+def _as_names(fields: Iterable[str] | None) -> frozenset[str] | None:
+    if isinstance(fields, str):
+        raise TypeError(f"send_saved(): update_fields={fields!r} must be a list of names: update_fields=[{fields!r}].")
+    return None if fields is None else frozenset(fields)
+
+
+def _checked(instances: list[Model], fields: frozenset[str] | None) -> list[Model]:
     for instance in instances:
-        _alias_of(instance)
+        _alias_of(instance, fields)
     return instances
 
 
-def _alias_of(instance: Model) -> str:
-    """Return the database to which an object is written.
+def _alias_of(instance: Model, fields: frozenset[str] | None) -> str:
+    """Return the database to which some fields of an object are written.
 
     Raises:
-        ValueError: when it has none.
+        ValueError: when it has none, or one of the fields is not its own.
         TypeError: for what is no model instance.
     """
     if not isinstance(instance, Model):
@@ -96,4 +126,15 @@ def _alias_of(instance: Model) -> str:
         raise ValueError(
             f"send_saved(): {instance!r:.120} was never saved. Send for what bulk_create() returns, after it."
         )
+    if fields is not None and (unknown := fields - _columns_of(type(instance))):
+        raise ValueError(
+            f"send_saved(): update_fields= names {min(unknown)!r}, which is no column of {instance._meta.label}'s; "
+            f"there are {', '.join(field.name for field in instance._meta.concrete_fields)}."
+        )
     return str(router.db_for_write(type(instance), instance=instance))  # it may have been read from a replica
+
+
+@cache
+def _columns_of(model: type[Model]) -> frozenset[str]:
+    fields = model._meta.concrete_fields
+    return frozenset(field.name for field in fields) | frozenset(field.attname for field in fields)

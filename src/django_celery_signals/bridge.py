@@ -178,7 +178,7 @@ def _send(app: Celery, target: Target, task: Any, options: SendingOptions, sendi
     guarantee, lane = guarantee_of(options, sending.signal), None
     if takes_turns(options, task):
         check_turns(options, True, sending.signal, guarantee, f"receiver {target.name}")
-        lane = lane_of(options, sending, target.name)
+        lane = lane_of(options, sending, target.name, getattr(task, "former_names", ()))
     envelope = write(
         sending,
         target.name,

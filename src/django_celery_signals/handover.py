@@ -49,12 +49,13 @@ class Patience:
     Each may take ``free`` seconds without being counted, so that a large transaction on a healthy broker loses nothing.
     """
 
-    __slots__ = ("count", "free", "left")
+    __slots__ = ("count", "free", "lanes", "left")
 
     def __init__(self, free: float = 0.05) -> None:
         """Begin with ``PUBLISH_TIMEOUT`` seconds."""
         self.left, self.free = conf.get().PUBLISH_TIMEOUT, free
         self.count = 0  # messages that share it
+        self.lanes: set[str] = set()  # of which one has asked for its turn
 
     @contextmanager
     def spent(self) -> Iterator[float]:

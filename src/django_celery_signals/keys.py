@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from hashlib import blake2b
@@ -34,8 +34,14 @@ def takes_turns(options: SendingOptions, task: Any) -> bool:
     return bool(getattr(task, "ordered", False)) or options.folds
 
 
-def lane_of(options: SendingOptions, sending: Sending, receiver: str) -> Lane | None:
+def lane_of(options: SendingOptions, sending: Sending, receiver: str, former: Sequence[str] = ()) -> Lane | None:
     """Return the lane of a sending; None where it has no key, and is delivered without waiting for any other.
+
+    Args:
+        options: of the connection.
+        sending: what is sent.
+        receiver: name of the task it is for.
+        former: names that it had before; its lanes keep the first, for something may wait there.
 
     Raises:
         ConnectError: under ``STRICT``, for a key that cannot be; else that is logged, and the sending has none.
@@ -52,7 +58,7 @@ def lane_of(options: SendingOptions, sending: Sending, receiver: str) -> Lane | 
     debounce = options.debounce or 0.0
     return Lane(
         key=key if len(key) <= SHOWN else f"{key[:SHOWN]}\N{HORIZONTAL ELLIPSIS}",
-        name=_hashed(f"{receiver}\0{key}"),
+        name=_hashed(f"{next(iter(former), receiver)}\0{key}"),
         folds=options.folds,
         debounce=debounce,
         max_wait=options.max_wait or MAX_WAIT * debounce,
@@ -67,7 +73,7 @@ def _key(function: Callable[..., Any] | None, sending: Sending, receiver: str) -
                 f"{receiver} takes the events of a key in turn, but this signal has no instance= to be the key. Say "
                 "what it is about: key=lambda order_id, **_: order_id."
             )
-        return _of_row(instance)
+        return key_of(instance)
     available = {**sending.kwargs, "sender": sending.sender, "signal": sending.signal}
     return _as_text(function(**accepted(function, available)), receiver)
 
@@ -76,7 +82,7 @@ def _as_text(value: Any, receiver: str) -> str | None:
     if value is None:
         return None
     if isinstance(value, Model):  # evaluates a lazy one, such as a request's user
-        return _of_row(as_instance(value) or value)
+        return key_of(as_instance(value) or value)
     if isinstance(value, _PLAIN):
         return _in_words(value)
     if isinstance(value, (tuple, list)):
@@ -96,7 +102,7 @@ def _in_words(value: Any) -> str:
     return str.__str__(value) if isinstance(value, str) else str(value)
 
 
-def _of_row(instance: Model) -> str | None:
+def key_of(instance: Model) -> str | None:
     """Return the key of a row, the same for every class it has; None before it has a primary key."""
     if not has_pk(instance):
         return None

@@ -205,6 +205,21 @@ def check_against_signal(options: SendingOptions, signal: Any, senders: list[Any
         )
 
 
+def check_delay(options: SendingOptions, where: str) -> None:
+    """Refuse a sending that would have expired before it is due.
+
+    Raises:
+        ConnectError: saying what to write instead.
+    """
+    expires = options.expires.total_seconds() if isinstance(options.expires, timedelta) else options.expires
+    for name, delay in (("countdown", options.countdown), ("debounce", options.debounce)):
+        if delay is not None and isinstance(expires, (int, float)) and delay >= expires:
+            raise ConnectError(
+                f"{where}: expires={options.expires!r} is over before {name}={delay} is, so nothing would ever run. "
+                f"Let it expire later than {delay} seconds after the sending."
+            )
+
+
 def check_turns(options: SendingOptions, ordered: bool, signal: Any, guarantee: str | None, where: str) -> None:
     """Refuse options about the order of events, or their coalescing, that contradict one another.
 
@@ -231,9 +246,10 @@ def check_turns(options: SendingOptions, ordered: bool, signal: Any, guarantee: 
             f"{where}: key= says what is taken in turn, so it needs ordered=True on the task, or coalesce=True."
         )
     if asking and guarantee not in (None, "durable"):
+        has_none = f"guarantee={guarantee!r}" if guarantee in conf.GUARANTEE_NAMES else "none, to survive a rollback"
         raise ConnectError(
             f"{where}: ordered=, coalesce= and debounce= need the row of a delivery, but {_name_of(signal)} is "
-            f"received with guarantee={guarantee!r}. Give guarantee='durable', or leave them out."
+            f"received with {has_none}. Give guarantee='durable', or leave them out."
         )
     if asking and options.key is None and never_sends(signal, "instance"):
         raise ConnectError(

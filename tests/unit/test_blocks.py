@@ -24,7 +24,7 @@ from django_celery_signals.durable import batch
 from tests.drain import take
 from tests.making import Tasks
 from tests.receiving import Receiving
-from tests.shop.models import Country, OrderLine, Parcel, Tag
+from tests.shop.models import Country, Customer, Order, OrderLine, Parcel, Tag
 
 bell = Signal()
 
@@ -89,6 +89,27 @@ def test_muted_function(tasks: Tasks, celery_app: Celery) -> None:
 
     assert ["done", "done"] == [act(), act()]
     signal.send(sender=None)
+    assert 1 == len(take(celery_app))
+
+
+@pytest.mark.usefixtures("at_once")
+def test_muted_coroutine_function(tasks: Tasks, celery_app: Celery) -> None:
+    """So may a coroutine function, for as long as it is awaited."""
+    signal = Signal()
+    connect(signal, tasks.shared())
+
+    @muted()
+    async def act() -> str:
+        await asyncio.sleep(0)
+        signal.send(sender=None)
+        return "done"
+
+    async def both() -> list[str]:
+        done = await asyncio.gather(act(), act())
+        signal.send(sender=None)
+        return done
+
+    assert ["done", "done"] == asyncio.run(both())
     assert 1 == len(take(celery_app))
 
 
@@ -307,6 +328,38 @@ def test_what_was_never_saved(objects: Any, error: Any, message: str, saved: lis
         send_saved([*tags, *objects], created=True)
 
     assert ([], 0) == (saved, deliveries("default").count())
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ("name", TypeError, r"update_fields='name' must be a list of names: update_fields=\['name'\]\."),
+        (
+            ["name", "nmae"],
+            ValueError,
+            r"update_fields= names 'nmae', which is no column of shop\.Tag's; there are id,",
+        ),
+        (["orders"], ValueError, "update_fields= names 'orders'"),
+    ],
+)
+def test_fields_that_are_none(fields: Any, error: Any, message: str, saved: list[Any]) -> None:
+    """A name that is no field's, or a text instead of a list, is refused before anything is sent."""
+    tags = Tag.objects.bulk_create([Tag(name="a")])
+
+    with pytest.raises(error, match=message):
+        send_saved(tags, created=False, update_fields=fields)
+    assert [] == saved
+
+
+@pytest.mark.django_db(transaction=True)
+def test_names_of_fields(saved: list[Any]) -> None:
+    """A foreign key has two names, as for ``save()``."""
+    orders = Order.objects.bulk_create([Order(customer=Customer.objects.create(name="Ada"))])
+    saved.clear()
+
+    assert 1 == send_saved(orders, created=False, update_fields=["customer", "customer_id"])
+    assert [{"customer", "customer_id"}] == [one["update_fields"] for one in saved]
 
 
 @pytest.mark.django_db(transaction=True)

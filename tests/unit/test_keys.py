@@ -311,6 +311,16 @@ def test_lanes_of_two_receivers() -> None:
     assert of("a") == of("a")
 
 
+def test_lanes_of_a_renamed_receiver() -> None:
+    """A receiver that was renamed takes turns with what waits for its first name."""
+    sending = Sending(signal=some_signal, sender=Order, kwargs={"instance": Order(pk=5)})
+    old = lane_of(SendingOptions(), sending, "shop.index")
+
+    assert old == lane_of(SendingOptions(), sending, "shop.reindex", ["shop.index"])
+    assert old == lane_of(SendingOptions(), sending, "shop.refresh", ("shop.index", "shop.reindex"))
+    assert old != lane_of(SendingOptions(), sending, "shop.reindex", [])
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [

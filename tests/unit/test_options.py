@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -282,6 +283,29 @@ def test_an_error_connects_nothing(options: dict[str, Any], message: str, tasks:
 
 # Options that go together ------------------------------------------------------------------------------------------
 
+
+@pytest.mark.parametrize(
+    ("options", "delay"),
+    [
+        ({"countdown": 60, "expires": 60}, "countdown=60"),
+        ({"countdown": 60, "expires": timedelta(seconds=30)}, "countdown=60"),
+        ({"debounce": 2, "expires": 1.5, "countdown": 1}, "debounce=2"),
+    ],
+)
+def test_what_expires_before_it_is_due(options: dict[str, Any], delay: str, tasks: Tasks) -> None:
+    """What would always be over before it begins is refused."""
+    with pytest.raises(ConnectError, match=rf"expires={re.escape(repr(options['expires']))} is over before {delay} is"):
+        connect(post_save, tasks.shared(), sender=Order, **options)
+
+
+@pytest.mark.parametrize("expires", [61, timedelta(minutes=2), datetime(2020, 1, 1, tzinfo=UTC), None])
+def test_what_expires_later(expires: Any, tasks: Tasks) -> None:
+    """What has time to begin is connected; a moment is nobody's mistake."""
+    task = tasks.shared()
+    connect(post_save, task, sender=Order, countdown=60, expires=expires)
+    assert [task.name] == [one.receiver for one in connections() if one.receiver == task.name]
+
+
 NEEDS_A_ROW = "ordered=, coalesce= and debounce= need the row of a delivery, but"
 
 
@@ -295,8 +319,12 @@ NEEDS_A_ROW = "ordered=, coalesce= and debounce= need the row of a delivery, but
         ({"key": always}, False, post_save, None, r"key= says .* needs ordered=True on the task, or coalesce=True\."),
         ({"key": always, "coalesce": False}, False, post_save, None, "key= says what is taken in turn, so it needs"),
         *[
-            (options, ordered, post_save, guarantee, rf"{NEEDS_A_ROW} post_save is .* guarantee='{guarantee}'\. Give")
-            for guarantee in ("on_commit", "immediate", "audit")
+            (options, ordered, post_save, guarantee, rf"{NEEDS_A_ROW} post_save is received with {words}\. Give")
+            for guarantee, words in (
+                ("on_commit", "guarantee='on_commit'"),
+                ("immediate", "guarantee='immediate'"),
+                ("audit", "none, to survive a rollback"),
+            )
             for options, ordered in (({}, True), ({"coalesce": True}, False), ({"debounce": 2}, False))
         ],
         ({}, True, Signal(), "immediate", f"{NEEDS_A_ROW} this signal is received with guarantee='immediate'"),

@@ -26,7 +26,8 @@ def batched(using: str = DEFAULT_DB_ALIAS) -> Iterator[None]:
 
     The block is a transaction, or a savepoint of the one there is: what it does is committed as a whole, or not at all.
     A savepoint within it that is rolled back takes its own sendings along, and no others. The relay publishes what was
-    written, soon after the commit. Also a decorator. Inside of another, the block joins that one's batch.
+    written, soon after the commit. Inside of another, the block joins that one's batch. Also a decorator: of functions,
+    not of coroutine functions.
 
     Args:
         using: alias of the database; what is sent in the transactions of others is written at once, as ever.

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from django.conf import settings
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import DateTimeField, Func, Index, Q
 
@@ -18,7 +19,7 @@ class In(Func):
 
     On PostgreSQL the start of the statement: ``clock_timestamp()`` is no index condition, ``now()`` the start of the
     transaction. On SQLite, which has one machine, Python's clock: its own writes three digits where Django writes six,
-    and times are compared as text there.
+    and times are compared as text there. In UTC, also without ``USE_TZ``: local time has an hour twice, every autumn.
     """
 
     output_field = DateTimeField()
@@ -31,9 +32,10 @@ class In(Func):
 
     def as_postgresql(self, compiler: Any, connection: BaseDatabaseWrapper, **_: Any) -> tuple[str, list[Any]]:
         """Return PostgreSQL's expression."""
+        now = "STATEMENT_TIMESTAMP()" if settings.USE_TZ else "(STATEMENT_TIMESTAMP() AT TIME ZONE 'UTC')"
         if not self.seconds:
-            return "STATEMENT_TIMESTAMP()", []
-        return "(STATEMENT_TIMESTAMP() + %s * INTERVAL '1 second')", [self.seconds]
+            return now, []
+        return f"({now} + %s * INTERVAL '1 second')", [self.seconds]
 
     def as_mysql(self, compiler: Any, connection: BaseDatabaseWrapper, **_: Any) -> tuple[str, list[Any]]:
         """Return MySQL's and MariaDB's expression; Django keeps times in UTC there, whatever the session's zone is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from copy import copy
 from functools import reduce
 from itertools import product
@@ -15,16 +16,18 @@ from django.db.models import Model, Q
 
 from ..codec.core import Unencodable
 from ..codec.instances import InstanceEncoder, line_of
+from ..keys import key_of
 from .deliveries import deliveries
 from .relay import keeping
 from .rows import STEP
 
 
 def forget(instance: Model) -> int:
-    """Delete every delivery that carries an object or refers to it, in every database; return how many.
+    """Delete every delivery that carries an object, refers to it or has it as its key; return how many.
 
-    Also those that wait: their receivers will not run. What a running receiver does is rolled back if it is atomic.
-    Copies in other objects' values, such as a name in a text, are not found.
+    In every database. Also those that wait: their receivers will not run. What a running receiver does is rolled back
+    if it is atomic, and the next of its key may begin meanwhile. Copies in other objects' values, such as a name in a
+    text, are not found.
 
     Args:
         instance: a saved object.
@@ -39,7 +42,8 @@ def forget(instance: Model) -> int:
     ]
     entries = [{"model": label, "pk": key} for label, key in product(labels, _keys(instance))]
     nodes = {json.dumps(entry, separators=(",", ":"))[:-1] + "," for entry in entries}
-    return sum(_forget(alias, nodes) for alias in keeping()) if nodes else 0
+    key = key_of(instance)
+    return sum(_forget(alias, nodes, key) for alias in keeping()) if nodes or key else 0
 
 
 def _share_a_row(model: type[Model], instance: Model) -> bool:
@@ -74,9 +78,14 @@ def _key(instance: Model, fields: Any, values: tuple[Any, ...]) -> Any:
         return None
 
 
-def _forget(using: str, nodes: set[str]) -> int:
-    about = reduce(or_, (Q(payload__contains=node) for node in sorted(nodes)))
-    found = deliveries(using).filter(about).values_list("pk", "payload").iterator(chunk_size=STEP)
-    # SQLite's LIKE takes capital letters for small ones.
-    ids = [pk for pk, payload in found if any(node in payload for node in nodes)]
+def _forget(using: str, nodes: set[str], key: str | None) -> int:
+    about = reduce(or_, (Q(payload__contains=node) for node in sorted(nodes)), Q(key__contains=key) if key else Q())
+    found = deliveries(using).filter(about).values_list("pk", "payload", "key").iterator(chunk_size=STEP)
+    # SQLite's LIKE takes capital letters for small ones. A key of several parts has each of them in quotes.
+    named = re.compile(rf'(?:^|"){re.escape(key)}(?:$|\\|")' if key else "(?!)")
+    ids = [
+        pk
+        for pk, payload, own in found
+        if named.search(own or "") or any(node in payload for node in nodes if payload is not None)
+    ]
     return sum(rows.drop() for rows in deliveries(using).in_steps(ids))

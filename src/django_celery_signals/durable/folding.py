@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import reduce
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from typing import Any
 
 from django.apps import apps
 from django.core.exceptions import ValidationError
-from django.db import transaction
+from django.db import Error, transaction
 from django.db.models.signals import post_delete, post_save, pre_delete, pre_save
 from django.dispatch import Signal
 
@@ -26,10 +26,12 @@ from .deliveries import deliveries
 from .lease import Lease
 from .outbox import identity_of
 from .rows import State
+from .trouble import is_conflict
 
 logger = logging.getLogger(__name__)
 
-MOST = 500  # deliveries that one run stands for; the next run of the key has the rest
+#: Deliveries that one run stands for, and bytes of their payloads, at most; the next run of the key has the rest.
+MOST, HEAVIEST = 500, 8 * 1024 * 1024
 
 # What the parts of a payload raise that no envelope writes.
 _DAMAGED = (AttributeError, LookupError, TypeError, ValueError, ValidationError)
@@ -110,7 +112,7 @@ def fold_in(lease: Lease, known: Any, followers: Sequence[Any]) -> Envelope:
     Args:
         lease: on the opened delivery.
         known: the delivery.
-        followers: what waits behind it, the oldest first.
+        followers: what waits behind it, the oldest first, without their payloads.
 
     Raises:
         DecodeError: when the delivery's own payload is damaged, or erased.
@@ -118,7 +120,7 @@ def fold_in(lease: Lease, known: Any, followers: Sequence[Any]) -> Envelope:
     """
     envelope = parse(known.payload)
     # The head itself need not be the oldest: one that was parked and is retried, or was committed late, is older.
-    readable = {row.pk: newer for row in followers if (newer := _readable(row)) is not None}
+    readable = _read(lease, followers)
     folded = list(takewhile(lambda row: row.pk in readable, followers))  # behind another they wait for their turn
     if not folded:
         return envelope
@@ -143,9 +145,17 @@ def _latest(moments: Sequence[str | None]) -> str | None:
     return max(known, key=datetime.fromisoformat) if len(known) == len(moments) else None
 
 
-def _readable(row: Any) -> Envelope | None:
+def _read(lease: Lease, followers: Sequence[Any]) -> dict[int, Envelope]:
+    """Return the envelopes of those that may be folded, by the keys of their rows: of so many as memory is for."""
+    weights = zip(followers, accumulate(row.size or 0 for row in followers), strict=True)
+    ids = [row.pk for row, weight in weights if row.folds and (weight <= HEAVIEST or row is followers[0])]
+    found = deliveries(lease.using).filter(pk__in=ids).values_list("pk", "payload") if ids else ()
+    return {pk: envelope for pk, payload in found if (envelope := _readable(payload)) is not None}
+
+
+def _readable(payload: str | None) -> Envelope | None:
     try:
-        return parse(row.payload) if row.folds else None
+        return parse(payload or "")
     except DecodeError:
         return None
 
@@ -153,9 +163,13 @@ def _readable(row: Any) -> Envelope | None:
 def _write(lease: Lease, known: Any, folded: Sequence[Any], columns: dict[str, Any]) -> bool:
     """Write the folded delivery and delete the others, if all of them are still what they were."""
     others = deliveries(lease.using).filter(pk__in=[row.pk for row in folded], state=State.READY, slot=None)
-    with transaction.atomic(using=lease.using):
-        if lease.row().update(**columns) and others.erase() == len(folded):
-            vars(known).update(columns)
-            return True
-        transaction.set_rollback(True, using=lease.using)
+    try:
+        with transaction.atomic(using=lease.using):
+            if lease.row().update(**columns) and others.erase() == len(folded):
+                vars(known).update(columns)
+                return True
+            transaction.set_rollback(True, using=lease.using)
+    except Error as error:
+        if not is_conflict(error):
+            raise
     return False

@@ -125,8 +125,7 @@ class Held:
         elif error is not None and not isinstance(error, Exception):
             self._surely(lambda: self._row().update(due_at=In(0)), patience=PAUSE)
         keeper(self.lease.using).let_go(self.lease)
-        # Eager, the sender itself lets each of its deliveries have its turn; here they would run within one another.
-        if self.passes_on and self.known.lane is not None and not self.task.request.is_eager:
+        if self.passes_on and self.known.lane is not None:
             publish_next(self.task.app, self.lease.using, self.known.lane)
 
     def envelope(self) -> Envelope:

@@ -58,13 +58,15 @@ def row_of(app: Celery, envelope: Envelope, options: dict[str, Any], *, sent: bo
         envelope: what is sent.
         options: of ``apply_async``.
         sent: whether the sender publishes it. The row says so beforehand; only a failure that is known takes it back,
-            and whatever else happens, the relay finds out. One with a lane is published when it has its turn.
+            and whatever else happens, the relay finds out. One with a lane is published when it has its turn, but
+            eager there are no turns: a delivery runs at once or within another, and nobody comes back to what waits.
 
     Raises:
         SettingsError: where there is no table for it.
     """
     event, lane = envelope.event, envelope.lane
-    published = sent and lane is None
+    takes_turns = lane is not None and not app.conf.task_always_eager
+    published = sent and not takes_turns
     check_table(event.using, event.receiver)
     kept = {name: _as_json(value) for name, value in options.items() if name != "countdown" and value is not None}
     row: Any = deliveries(event.using).model(
@@ -81,7 +83,9 @@ def row_of(app: Celery, envelope: Envelope, options: dict[str, Any], *, sent: bo
         created_at=In(0),
     )
     if lane is not None:
-        row.key, row.lane, row.folds = clean(lane.key)[:255], lane.name, lane.folds
+        row.key = clean(lane.key)[:255]
+    if lane is not None and takes_turns:
+        row.lane, row.folds = lane.name, lane.folds
         asked = {"countdown": options.get("countdown"), "debounce": lane.debounce, "max_wait": lane.max_wait}
         row.options |= {name: value for name, value in asked.items() if value}
     return row
@@ -148,8 +152,12 @@ def message_of(app: Celery, row: Any, using: str, *, lane: str | None = None) ->
 def publish_or_leave(message: Message, patience: Patience) -> None:
     """Publish, if it is its turn; when that fails, leave the row to the relay."""
     reference = Reference(**message.body)
-    if message.lane is not None and not _takes_turn(reference, message.lane):
-        return
+    if message.lane is not None:
+        if message.lane in patience.lanes:  # behind another of its commit, whose end comes back to this one
+            return
+        patience.lanes.add(message.lane)
+        if not _takes_turn(reference, message.lane):
+            return
     try:
         publish(message, patience)
     except PublishError as error:
@@ -173,14 +181,16 @@ def _put_back(reference: Reference) -> None:
 
 
 def publish_next(app: Celery, using: str, lane: str) -> None:
-    """After a delivery has ended, and that is committed, let the next of its lane begin without waiting for a relay."""
+    """After a delivery has ended, and that is committed, let the next of its lane begin without waiting for a relay.
+
+    Never an error: what has ended has ended, even when its time limit is over just now. The relay finds the next.
+    """
     try:
         row = deliveries(using).pass_turn(lane, publishing=not publisher().lines(app).breaker.is_open())
-    except Error as error:  # the relay finds it
-        logger.warning("What waits in a lane of %r could not have its turn, and will be late: %s", using, error)
-        return
-    if row is not None:
-        publish_or_leave(message_of(app, row, using), Patience(free=0))
+        if row is not None:
+            publish_or_leave(message_of(app, row, using), Patience(free=0))
+    except Exception as error:
+        logger.warning("What waits in a lane of %r could not have its turn, and will be late: %r", using, error)
 
 
 def check_table(using: str, receiver: str) -> None:

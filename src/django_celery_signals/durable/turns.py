@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from typing import Any, Self
 
 from django.db import IntegrityError, connections, transaction
-from django.db.models import BooleanField, Case, Count, Exists, F, OuterRef, Subquery, When
+from django.db.models import BooleanField, Case, Count, Exists, F, OuterRef, Q, Subquery, When
 from django.db.models.expressions import RawSQL
 
 from .clock import In, by_index, force, lock_no_gaps
@@ -115,10 +115,14 @@ class TurnQuerySet(RowQuerySet):
     def with_followers(self, pk: int, token: int, limit: int) -> list[Any]:
         """Return the delivery that was just opened and, if it coalesces, the oldest that wait behind it.
 
-        In one statement, for it is executed for every run. Nothing, when the delivery is in other hands by now.
+        In one statement, for it is executed for every run. Those that wait come without their payloads, each with the
+        ``size`` of its own. Nothing, when the delivery is in other hands by now.
         """
-        names = {**self._names(), "pk": int(pk), "token": int(token), "limit": limit}
-        found = self.raw(_HEAD_AND_FOLLOWERS.format(lane=_FOLDING_LANE.format(**names), **names))
+        columns = [field.column for field in self.model._meta.concrete_fields]
+        own, bare = (", ".join(_column(self.db, name, left_out) for name in columns) for left_out in ("", "payload"))
+        names = self._names()
+        sql = _HEAD_AND_FOLLOWERS.format(own=own, bare=bare, lane=_FOLDING_LANE.format(**names), **names)
+        found = self.raw(sql, (pk, token, pk, pk, limit))
         rows = sorted(found, key=lambda row: (row.pk != pk, row.pk))
         return rows if rows and rows[0].pk == pk else []
 
@@ -135,11 +139,11 @@ class TurnQuerySet(RowQuerySet):
 
     def drop(self) -> int:
         """Delete rows, and let those go on that wait behind them; return how many were deleted."""
-        lanes = list(self.filter(slot__isnull=False).values_list("slot", flat=True))
+        lanes = set(self.filter(~Q(state=State.FAILED, slot=None), lane__isnull=False).values_list("lane", flat=True))
         erased, everywhere = self.erase(), self.model.objects.using(self.db)
 
         def pass_turns() -> None:
-            for lane in lanes:
+            for lane in sorted(lanes):
                 everywhere.pass_turn(lane)
 
         if connections[self.db].in_atomic_block:
@@ -193,6 +197,11 @@ def _left(row: Any) -> float:
     return float(max(0.0, (row.created_at - row.now).total_seconds() + delay))
 
 
+def _column(using: str, name: str, left_out: str) -> str:
+    quoted = connections[using].ops.quote_name(name)
+    return f"NULL AS {quoted}" if name == left_out else quoted
+
+
 _STATES = {"ready": int(State.READY), "running": int(State.RUNNING)}
 
 _NO_OTHER = "NOT EXISTS (SELECT 1 FROM ({inner} LIMIT 1) AS other)"
@@ -200,9 +209,9 @@ _HOLDS = "SELECT id FROM {table} WHERE slot = %s"
 _WAITS_BEFORE = (
     "SELECT id FROM {lanes} WHERE lane >= %s AND lane <= %s AND state = {ready} AND id < %s ORDER BY lane, id"
 )
-_FOLDING_LANE = "(SELECT lane FROM {table} WHERE id = {pk} AND folds)"
+_FOLDING_LANE = "(SELECT lane FROM {table} WHERE id = %s AND folds)"
 _HEAD_AND_FOLLOWERS = (
-    "SELECT * FROM {table} WHERE id = {pk} AND token = {token} AND state = {running} UNION ALL SELECT * FROM "
-    "(SELECT * FROM {lanes} WHERE lane >= {lane} AND lane <= {lane} AND state = {ready} AND slot IS NULL "
-    "ORDER BY lane, id LIMIT {limit}) AS followers"
+    "SELECT {own}, 0 AS size FROM {table} WHERE id = %s AND token = %s AND state = {running} UNION ALL SELECT * FROM "
+    "(SELECT {bare}, LENGTH(payload) AS size FROM {lanes} WHERE lane >= {lane} AND lane <= {lane} "
+    "AND state = {ready} AND slot IS NULL ORDER BY lane, id LIMIT %s) AS followers"
 )

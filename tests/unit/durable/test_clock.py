@@ -87,6 +87,25 @@ def test_zone_of_the_session(alias: str) -> None:
     connections[alias].close()
 
 
+@each_database("default", "postgres", "mariadb")
+@pytest.mark.parametrize("zone", ["America/New_York", "Asia/Kolkata"])
+def test_without_zones(alias: str, settings: Any, zone: str) -> None:
+    """Without ``USE_TZ`` times are UTC, too: local time has an hour twice, in which nothing would be due."""
+    settings.USE_TZ, settings.TIME_ZONE = False, zone
+    if alias == "postgres":
+        execute(alias, f"SET TIME ZONE '{zone}'")
+    with connections[alias].cursor() as cursor:
+        compiler = deliveries(alias).query.get_compiler(alias)
+        sql, params = compiler.compile(In(-10))
+        cursor.execute(f"SELECT {sql}", params)
+        (found,) = cursor.fetchone()
+    connections[alias].close()
+
+    told = datetime.fromisoformat(str(found))
+    assert told.tzinfo is None
+    assert 9 < (datetime.now(UTC).replace(tzinfo=None) - told).total_seconds() < 15
+
+
 @each_database
 @pytest.mark.parametrize("seconds", [1e12, math.inf, -math.inf, math.nan], ids=str)
 def test_the_end_of_time(alias: str, seconds: float) -> None:

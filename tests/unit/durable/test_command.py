@@ -302,7 +302,7 @@ def test_retry_without_a_payload() -> None:
     """What has lost its payload cannot start anew, stays as it is, and is said."""
     failed()
     failed(payload=None)
-    said = "default: 1 cannot be retried: they have lost their payload.\nother: 0 {}retried\n"
+    said = "default: 1 cannot be retried: they have lost their payload. Discard them.\nother: 0 {}retried\n"
 
     assert "default: 1 would be retried\n" + said.format("would be ") == say("retry", "--all", "--dry-run")
     assert {"failed": 2} == states("default")
@@ -358,7 +358,7 @@ def test_how_many_go_on_after_what_is_left(tasks: Tasks) -> None:
     failed(lane="a", slot="a", payload=None)
     place("default", "shop.note", lane="a", due_at=None)
 
-    said = "default: 0 retried\ndefault: 1 cannot be retried: they have lost their payload.\n"
+    said = "default: 0 retried\ndefault: 1 cannot be retried: they have lost their payload. Discard them.\n"
     assert said == say("retry", "--all", "--database=default")
 
 

@@ -125,6 +125,21 @@ def test_forget_what_has_its_turn(alias: str, hold: Any) -> None:
 
 
 @each_kind
+@pytest.mark.parametrize("key", ["one", "two", "nested"])
+def test_forget_by_key(alias: str, hold: Any, key: str) -> None:
+    """What has an object as its key refers to it, alone or among others; what only begins alike does not."""
+    mine, other = (Customer.objects.using(alias).create(pk=pk, name="any") for pk in (7, 77))
+    keys = {"one": lambda: mine, "two": lambda: ("x", mine), "nested": lambda: (1, ("x", mine))}
+    others = {"one": lambda: other, "two": lambda: ("x", other), "nested": lambda: (1, ("x", other))}
+    gone = hold(alias, ordered=True, key=keys[key])
+    behind = hold(alias, ordered=True, key=others[key])
+
+    assert "shop.Customer:7" in deliveries(alias).get(pk=gone).key
+    assert 1 == forget(mine)
+    assert [behind] == left(alias)
+
+
+@each_kind
 def test_forget_what_is_erased(alias: str, hold: Any) -> None:
     """What has lost its payload holds nothing any more, and stays to be counted."""
     customer = Customer.objects.using(alias).create(name="Ada")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from django.db import connections
+from django.db import OperationalError, connections
 from django.db.models.signals import m2m_changed, post_delete, post_save, pre_delete, pre_save
 from django.dispatch import Signal
 from django.test import override_settings
@@ -18,7 +18,7 @@ from django.test.utils import CaptureQueriesContext
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_celery_signals.durable import hold
+from django_celery_signals.durable import folding, hold
 from django_celery_signals.durable.deliveries import State, deliveries
 from django_celery_signals.durable.folding import fold
 from django_celery_signals.durable.hold import Held, opened
@@ -573,6 +573,50 @@ def test_more_than_one_run_stands_for(alias: str, celery_app: Celery, receive: A
 
     assert {"number": 2} == said(open_first(alias, celery_app).envelope())
     assert {"running": 1, "ready": 2} == states(alias)
+
+
+@each_kind
+@pytest.mark.parametrize(("heaviest", "last"), [(0, 1), (0.5, 1), (1.5, 1), (2.5, 2), (9, 4)])
+def test_more_than_memory_is_for(
+    alias: str, celery_app: Celery, receive: Any, monkeypatch: Any, heaviest: float, last: int
+) -> None:
+    """A run stands for as much as has room in memory, and at least for one more; no other payload is read."""
+    receive(key=lambda number: 0)
+    for number in range(5):
+        send(alias, number=number, text="x" * 500)
+    size = len(deliveries(alias).first().payload)
+    monkeypatch.setattr(folding, "HEAVIEST", heaviest * size)
+    held, read = open_first(alias, celery_app), []
+    monkeypatch.setattr(folding, "parse", lambda text: read.append(text) or parse(text))
+
+    assert last == said(held.envelope())["number"]
+    assert {"running": 1, "ready": 4 - last} == {"ready": 0, **states(alias)}
+    assert 1 + last == len(read)
+
+
+@each_kind
+@pytest.mark.parametrize("code", ["40001", "53300"])
+def test_fold_that_meets_another(
+    alias: str, celery_app: Celery, receive: Any, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    """When the database ends a fold because of another's transaction, the delivery runs alone; an outage is raised."""
+    receive(key=lambda number: 0)
+    for number in range(2):
+        send(alias, number=number)
+    held, before = open_first(alias, celery_app), rows(alias)
+
+    def erase(_: Any) -> int:
+        error = OperationalError("not now")
+        error.sqlstate = code  # type: ignore[attr-defined]
+        raise error
+
+    monkeypatch.setattr(deliveries(alias).__class__, "erase", erase)
+    if code == "40001":
+        assert {"number": 0} == said(held.envelope())
+    else:
+        with pytest.raises(OperationalError):
+            held.envelope()
+    assert before == rows(alias)
 
 
 @each_kind

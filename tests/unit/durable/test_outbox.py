@@ -682,6 +682,24 @@ def test_what_a_turn_costs_the_sender(alias: str, kind: str, in_transaction: boo
 
 
 @each_database
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_of_a_key_in_a_transaction(alias: str, kind: str, celery_app: Celery, receiving: Receiving) -> None:
+    """Only the first of a key asks for its turn after a commit; what was rolled back is no first."""
+    receiving(bell, guarantee="durable", **KINDS[kind])
+    with CaptureQueriesContext(connections[alias]) as captured, transaction.atomic(using=alias):
+        for key in "ab":
+            with transaction.atomic(using=alias):
+                bell.send(sender="ghost", using=alias, key=key)
+                transaction.set_rollback(True, using=alias)
+            for _ in range(3):
+                bell.send(sender="door", using=alias, key=key)
+
+    assert 2 == sum(query["sql"].startswith("UPDATE") for query in captured)
+    firsts = [deliveries(alias).filter(key=key).order_by("pk")[0].pk for key in "ab"]
+    assert firsts == [pk for _, pk, _ in references(take(celery_app))]
+
+
+@each_database
 @pytest.mark.parametrize(
     ("options", "seconds", "asked"),
     [
@@ -824,32 +842,53 @@ def test_next_that_the_broker_does_not_take(lane: str, celery_app: Celery) -> No
 
 
 @pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("error", [OperationalError("away"), SoftTimeLimitExceeded()], ids=repr)
 def test_next_that_cannot_be_told(
-    lane: str, celery_app: Celery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    lane: str,
+    celery_app: Celery,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
 ) -> None:
-    """When the database fails after a delivery has ended, that raises nothing: the relay finds what waits."""
-    monkeypatch.setattr(DeliveryQuerySet, "pass_turn", database_away)
+    """When the database fails after a delivery has ended, or its time limit is over just then, that raises nothing:
+    the relay finds what waits."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(DeliveryQuerySet, "pass_turn", fail)
 
     outbox.publish_next(celery_app, "default", lane)
 
-    assert "What waits in a lane of 'default' could not have its turn, and will be late: away" in caplog.text
+    said = f"What waits in a lane of 'default' could not have its turn, and will be late: {error!r}"
+    assert said in caplog.text
     assert [State.READY, State.READY] == states()
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize(("kind", "expected"), [("ordered", [0, 1, 2]), ("coalesced", [2]), ("both", [2])])
-def test_eager_turns(kind: str, expected: list[int], celery_app: Celery, receiving: Receiving) -> None:
-    """Eager, each of a transaction has its turn, one after the other; the first stands for all if it coalesces."""
-    seen: list[int] = []
+@pytest.mark.parametrize("kind", KINDS)
+def test_eager_turns(kind: str, celery_app: Celery, receiving: Receiving) -> None:
+    """Eager, nothing takes turns: each runs after its commit, though one before it has failed, or runs itself."""
+    seen: list[Any] = []
     celery_app.conf.task_always_eager = True
-    receiving(bell, lambda number: seen.append(number), guarantee="durable", **KINDS[kind])
+    inner = Signal()
+
+    def act(number: int, event: Any) -> None:
+        seen.append((number, event.key, event.coalesced))
+        if number == 0:
+            raise ValueError
+        if number == 1:
+            inner.send(sender="door", number=3)
+
+    receiving([bell, inner], act, guarantee="durable", **KINDS[kind])
 
     with transaction.atomic():
         for number in range(3):
             bell.send(sender="door", number=number)
 
-    assert expected == seen
-    assert [] == list(deliveries("default"))
+    assert [(0, "0", 0), (1, "0", 0), (3, "0", 0), (2, "0", 0)] == seen
+    [failed] = deliveries("default")
+    assert (State.READY, "0", None, 1) == (failed.state, failed.key, failed.lane, failed.attempts)
 
 
 # Failures of the database -----------------------------------------------------------------------------------------

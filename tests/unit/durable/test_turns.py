@@ -404,10 +404,11 @@ def test_debounce_of_many(alias: str) -> None:
 
 @each_kind
 def test_followers(alias: str) -> None:
-    """What was opened is read together with what waits behind it, the oldest first, in one statement."""
+    """What was opened is read together with what waits behind it, the oldest first, in one statement; of those that
+    wait, the size of the payload instead of itself."""
     head, plain = holder(alias), placed(alias, None, state=State.RUNNING, folds=True)
     deliveries(alias).filter(pk=head).update(folds=True)
-    behind = [placed(alias, options={"number": number}, payload=f"{number}") for number in range(4)]
+    behind = [placed(alias, options={"number": number}, payload="x" * number) for number in range(4)]
     for columns in ({"lane": "b"}, {"lane": None}, {"state": State.FAILED}, {"state": State.DONE}):
         placed(alias, **columns)
     token = row(alias, head).token
@@ -417,10 +418,12 @@ def test_followers(alias: str) -> None:
 
     assert [head, *behind[:3]] == [one.pk for one in found]
     assert 1 == len(queries)
-    assert [("0", {"number": 0}), ("1", {"number": 1})] == [(one.payload, one.options) for one in found[1:3]]
-    assert list(deliveries(alias).filter(pk__in=[head, *behind[:3]]).order_by("pk").values()) == [
+    assert [(None, n, {"number": n}) for n in range(3)] == [(one.payload, one.size, one.options) for one in found[1:]]
+    kept = deliveries(alias).filter(pk__in=[head, *behind[:3]]).order_by("pk").values()
+    assert [{**row, "payload": found[0].payload if row["id"] == head else None} for row in kept] == [
         {name: getattr(one, name) for name in (field.attname for field in one._meta.concrete_fields)} for one in found
     ]
+    assert row(alias, head).payload == found[0].payload
     assert [plain] == [one.pk for one in deliveries(alias).with_followers(plain, row(alias, plain).token, 3)]
 
 
@@ -509,6 +512,20 @@ def test_drop(alias: str, verb: str, in_transaction: bool) -> None:
     assert [*behind[:2], kept] == sorted(holding(alias))
     assert {0} == seconds_left(alias, pk__in=behind[:2])
     assert [*behind, kept] == sorted(ids(deliveries(alias)))
+
+
+@each_commit
+def test_drop_of_what_waits(alias: str) -> None:
+    """What waits behind something that is deleted goes on at once, also if that had no turn yet; what is parked has
+    none to pass."""
+    first, second = placed(alias, due_at=moment(60)), placed(alias)
+    parked, behind = placed(alias, "b", state=State.FAILED), placed(alias, "b")
+
+    assert 2 == deliveries(alias).filter(pk__in=[first, parked]).drop()
+
+    assert [second] == holding(alias)
+    assert {0} == seconds_left(alias, pk=second)
+    assert [second, behind] == ids(deliveries(alias).order_by("pk"))
 
 
 @each_commit

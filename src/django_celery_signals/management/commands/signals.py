@@ -124,7 +124,7 @@ class Command(BaseCommand):
             lost = rows.filter(payload__isnull=True).count()
             self._change(options, kept, kept.retry, "retried")  # of a blocked key: those behind it go on after it
             if lost:
-                self.stdout.write(f"{rows.db}: {lost} cannot be retried: they have lost their payload.")
+                self.stdout.write(f"{rows.db}: {lost} cannot be retried: they have lost their payload. Discard them.")
 
     def discard(self, options: dict[str, Any]) -> None:
         """Delete the failed deliveries that were chosen."""
