@@ -541,12 +541,13 @@ def test_an_unknown_receiver_keeps_the_turn(stage: Stage, gone: bool) -> None:
 
 @each_kind
 def test_a_renamed_receiver_keeps_the_order(stage: Stage) -> None:
-    """What waits under a former name is taken in turn by the task of the new one."""
+    """What waits under a former name is taken in turn by the task of the new one, and before what is sent to that."""
     old = stage.receive(ordered=True)
     stage.send("a", 1, 2, 3)
     stage.receiving.end()
     stage.receive(ordered=True, former_names=[old.name])
+    stage.send("a", 4)
 
-    assert 3 == stage.work()
-    assert ([1, 2, 3], {}) == (stage.seen, states(stage.alias))
+    assert 4 == stage.work()
+    assert ([1, 2, 3, 4], {}) == (stage.seen, states(stage.alias))
     del stage.app._tasks[old.name]
