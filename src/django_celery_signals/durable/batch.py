@@ -15,7 +15,12 @@ from .outbox import insert
 
 SIZE, WEIGHT = 500, 1024 * 1024  # deliveries that one statement writes, at most, and characters of their payloads
 
-_SAVEPOINT = re.compile(r"\s*(SAVEPOINT|RELEASE|ROLLBACK)\s+(?:TO\s+)?(?:SAVEPOINT\s+)?(\S+?)\s*;?\s*", re.IGNORECASE)
+_GAP = r"(?:\s|/\*.*?\*/|--[^\n]*(?:\n|$))"  # where tracing may put a comment
+_SAVEPOINT = re.compile(
+    rf"{_GAP}*(?:(SAVEPOINT)|(RELEASE)(?:{_GAP}+SAVEPOINT)?|(ROLLBACK)(?:{_GAP}+(?:WORK|TRANSACTION))?{_GAP}+TO"
+    rf"(?:{_GAP}+SAVEPOINT)?){_GAP}+([^\s;]+?){_GAP}*;?{_GAP}*",
+    re.IGNORECASE | re.DOTALL,
+)
 
 _batches: dict[int, Batch] = {}  # by the identity of a connection, which is one thread's
 
@@ -73,7 +78,8 @@ class Batch:
         result = execute(sql, *args)
         match = _SAVEPOINT.fullmatch(sql) if isinstance(sql, str) else None
         if match is not None:
-            self._follow(match[1].upper(), match[2])
+            verb = match[1] or match[2] or match[3]
+            self._follow(verb.upper(), match[4].strip('"`').casefold())
         return result
 
     def _follow(self, verb: str, name: str) -> None:

@@ -422,13 +422,15 @@ def test_savepoints_by_hand_within_one_another(alias: str, ring: Any) -> None:
     ("sql", "expected"),
     [
         ("savepoint s", [("s", 0)]),
-        (' SAVEPOINT "s1" ; ', [('"s1"', 0)]),
+        (' SAVEPOINT "s1" ; ', [("s1", 0)]),
+        ("SAVEPOINT `S1` /*traceparent='00-1'*/", [("s1", 0)]),
+        ("/* of\nthe */ -- request\nSAVEPOINT/**/S -- here", [("s", 0)]),
         ("SELECT 'SAVEPOINT s'", []),
         ("ROLLBACK", []),
         (b"SAVEPOINT s", []),
         (object(), []),
     ],
-    ids=["small", "quoted", "text", "whole", "bytes", "composed"],
+    ids=["small", "quoted", "comment", "comments", "text", "whole", "bytes", "composed"],
 )
 def test_what_is_a_savepoint(sql: Any, expected: list[Any]) -> None:
     """A savepoint is found in whatever statement makes one, and in no other."""
@@ -436,6 +438,45 @@ def test_what_is_a_savepoint(sql: Any, expected: list[Any]) -> None:
 
     assert "done" == batch.watch(lambda sql, *args: "done", sql, None, False, {})
     assert expected == batch._savepoints
+
+
+@each_kind
+@pytest.mark.parametrize("sql", ["ROLLBACK TO s", "rollback TO SAVEPOINT S", "ROLLBACK/**/TO S -- so"])
+def test_spellings_of_a_rollback(alias: str, ring: Any, sql: str) -> None:
+    """A savepoint is the same however it is spelled, and whatever tracing adds."""
+    with batched(alias), connections[alias].cursor() as cursor:
+        ring(alias, 1)
+        cursor.execute("SAVEPOINT s /*traceparent='00-1'*/")
+        ring(alias, 2)
+        cursor.execute(sql)
+        ring(alias, 3)
+
+    assert [1, 3] == rung(alias)
+
+
+@pytest.mark.parametrize("word", ["WORK", "TRANSACTION"])
+def test_words_that_say_nothing(word: str) -> None:
+    """Some databases have one more word for it."""
+    batch = module.Batch(connections["default"])
+    for sql in ("SAVEPOINT a", "SAVEPOINT b", f"ROLLBACK {word} TO a"):
+        batch.watch(lambda sql, *args: None, sql, None, False, {})
+    assert [("a", 0)] == batch._savepoints
+
+
+@each_kind
+def test_comments_of_tracing(alias: str, ring: Any) -> None:
+    """What an outer wrapper adds to every statement hides no savepoint."""
+
+    def comment(execute: Any, sql: str, *args: Any) -> Any:
+        return execute(f"{sql} /*traceparent='00-1'*/", *args)
+
+    with connections[alias].execute_wrapper(comment), batched(alias):
+        ring(alias, 1)
+        with suppress(Boom), transaction.atomic(using=alias):
+            ring(alias, 2)
+            raise Boom
+
+    assert [1] == rung(alias)
 
 
 def test_savepoint_that_is_refused() -> None:
