@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from datetime import timedelta
 from io import StringIO
 from typing import Any
@@ -10,8 +13,8 @@ from typing import Any
 import pytest
 from celery import Celery, current_task
 from django.core.management import call_command
-from django.db import transaction
-from django.db.models.signals import post_save
+from django.db import connections, transaction
+from django.db.models.signals import post_delete, post_save
 from django.dispatch import Signal
 
 from django_celery_signals import Discard, Fail, RetryAfter, batched, connect, deliveries, disconnect, forget
@@ -19,11 +22,12 @@ from django_celery_signals.durable import erasure
 from django_celery_signals.durable.clock import In
 from django_celery_signals.durable.deliveries import CRASH_BUDGET
 from django_celery_signals.durable.rows import State
-from django_celery_signals.durable.upkeep import UNKNOWN_TRIES
+from django_celery_signals.durable.upkeep import UNKNOWN_TRIES, Upkeep
 from tests.brokers import Broker
 from tests.delivering import states
 from tests.drain import arrived, waiting
-from tests.lanes import Boom, Stage, step
+from tests.elsewhere import elsewhere
+from tests.lanes import Boom, Stage, after_completion, impatient, step
 from tests.parameters import each_database, each_durable_broker
 from tests.receiving import Receiving
 from tests.shop.models import Customer, Order, RushOrder, Tag
@@ -141,6 +145,182 @@ def test_eager(stage: Stage) -> None:
     stage.send("a", 3)
 
     assert ([1, 2, 3], {}) == (stage.seen, states(stage.alias))
+
+
+# What is committed ---------------------------------------------------------------------------------------------------
+
+
+def noting(stage: Stage) -> list[str]:
+    """Declare a receiver that notes how tags are called when they are saved, and that they are deleted."""
+    noted: list[str] = []
+
+    def note(instance: Tag, signal: Signal) -> None:
+        noted.append(instance.name if signal is post_save else "deleted")
+
+    stage.receiving([post_save, post_delete], note, sender=Tag, guarantee="durable", ordered=True, instance="snapshot")
+    return noted
+
+
+def change(tag: Tag, name: str) -> None:
+    """Save or delete a tag."""
+    if name == "deleted":
+        tag.delete()
+    else:
+        tag.name = name
+        tag.save()
+
+
+@pytest.mark.parametrize("names", [["a", "b", "c"], ["a", "deleted", "c"], ["deleted", "b", "deleted"]], ids="-".join)
+@each_kind
+def test_the_order_of_the_commits(stage: Stage, names: list[str]) -> None:
+    """Whoever has the row of an instance first commits first and is taken first, although another began before."""
+    alias, has_begun = stage.alias, threading.Event()
+    pk = Tag.objects.using(alias).create(name="new").pk
+    tags = [Tag.objects.using(alias).get(pk=pk) for _ in names]
+    noted = noting(stage)
+
+    def tell(execute: Any, sql: str, *args: Any) -> Any:
+        if sql.startswith(("BEGIN", "UPDATE", "DELETE")):  # the one that waits for the row, or for all of SQLite
+            has_begun.set()
+        return execute(sql, *args)
+
+    def change_second() -> None:
+        with connections[alias].execute_wrapper(tell), transaction.atomic(using=alias):
+            change(tags[1], names[1])
+        connections.close_all()
+
+    with ThreadPoolExecutor(1) as thread:
+        with transaction.atomic(using=alias):
+            Tag.objects.using(alias).select_for_update().get(pk=pk)
+            second = thread.submit(change_second)
+            assert has_begun.wait(60)
+            change(tags[0], names[0])
+        second.result()
+    change(tags[2], names[2])
+
+    assert 3 == stage.work()
+    assert (names, {}) == (noted, states(alias))
+
+
+@each_kind
+def test_the_order_of_commits_that_race(stage: Stage) -> None:
+    """Many that save an instance at the same time are taken in the order in which they had its row."""
+    alias, committed, start = stage.alias, [], threading.Barrier(4)
+    pk = Tag.objects.using(alias).create(name="new").pk
+    noted = noting(stage)
+
+    def save(sender: int) -> None:
+        tag = Tag.objects.using(alias).get(pk=pk)
+        start.wait(60)
+        for number in range(6):
+            with transaction.atomic(using=alias):
+                change(tag, f"{sender}-{number}")
+                committed.append(tag.name)  # nobody else has the row until the commit
+        connections.close_all()
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(save, range(4)))
+    while stage.work() or stage.relay_later():
+        pass
+
+    assert 24 == len(committed)
+    assert (committed, {}) == (noted, states(alias))
+
+
+@dataclass(kw_only=True)
+class Effects:
+    """What the runs of a key write, and what each found of the others."""
+
+    stage: Stage
+    found: list[tuple[int, list[str]]] = field(default_factory=list)
+
+    def write(self, number: int) -> None:
+        """Leave a row."""
+        self.found.append((number, self.rows()))
+        Tag.objects.using(self.stage.alias).create(name=f"{number}")
+
+    def rows(self) -> list[str]:
+        """Return the rows that are there."""
+        return list(Tag.objects.using(self.stage.alias).order_by("pk").values_list("name", flat=True))
+
+
+@each_kind
+def test_what_a_key_commits(stage: Stage) -> None:
+    """Each run finds all that those before it have committed and nothing of any later one, however they end."""
+    effects, fail = Effects(stage=stage), raising(2, Boom(), times=2)
+
+    def body(number: int) -> None:
+        effects.write(number)
+        fail(number)
+        if number == 3:
+            raise Discard
+
+    stage.body = body
+    stage.receive(ordered=True)
+    stage.send("a", 1, 2, 3, 4)
+    while stage.work() or stage.relay_later():
+        pass
+
+    assert ["1", "2", "4"] == effects.rows()
+    assert [(1, []), *[(2, ["1"])] * 3, (3, ["1", "2"]), (4, ["1", "2"])] == effects.found
+    assert {} == states(stage.alias)
+
+
+@pytest.mark.parametrize("moment", ["before it writes", "after it has written"])
+@each_database("postgres", "mariadb")
+def test_what_a_stopped_worker_commits(stage: Stage, moment: str) -> None:
+    """What a worker that was stopped does when its run was repeated, and the next ones have run, is not committed."""
+    effects, stopped = Effects(stage=stage), []
+
+    def go_on_without_it() -> None:
+        stage.expire()
+        assert 1 == stage.relay_later()
+        assert 3 == stage.work()
+
+    def body(number: int) -> None:
+        stops = not stopped
+        stopped.append(number)
+        if stops and moment == "before it writes":
+            elsewhere(go_on_without_it)
+        effects.write(number)
+        if stops and moment == "after it has written":
+            elsewhere(go_on_without_it)
+
+    stage.body = body
+    stage.receive(ordered=True)
+    stage.send("a", 1, 2, 3)
+    [message] = stage.take()
+
+    assert "IGNORED" == stage.run(message)
+    assert ([1, 1, 2, 3], ["1", "2", "3"]) == (stopped, effects.rows())
+    assert {(1, ()), (2, ("1",)), (3, ("1", "2"))} <= {(number, tuple(rows)) for number, rows in effects.found}
+    assert ([], {}) == (stage.take(), states(stage.alias))
+
+
+@each_database("postgres", "mariadb")
+def test_a_worker_that_is_stopped_before_its_commit(stage: Stage) -> None:
+    """Nothing of the key runs before the commit of a worker that has completed the delivery, although it is late."""
+    effects, others = Effects(stage=stage), []
+
+    def body(number: int) -> None:
+        effects.write(number)
+        elsewhere(lambda: stage.rows(state=State.RUNNING).update(due_at=In(-1)))
+
+    def do_the_rest() -> None:
+        Upkeep(stage.app, stage.alias).expire()
+        others.append((stage.relay_later(), stage.work()))
+
+    stage.body = body
+    stage.receive(ordered=True)
+    stage.send("a", 1, 2, 3)
+    [message] = stage.take()
+    with impatient(stage.alias), after_completion(lambda: elsewhere(do_the_rest)):
+        assert "SUCCESS" == stage.run(message)
+        assert 2 == stage.work()
+
+    assert [(0, 0)] * 3 == others
+    assert [(1, []), (2, ["1"]), (3, ["1", "2"])] == effects.found
+    assert (["1", "2", "3"], {}) == (effects.rows(), states(stage.alias))
 
 
 # How a run ends ------------------------------------------------------------------------------------------------------
