@@ -20,6 +20,7 @@ from django_celery_signals import dispatch, execution
 from django_celery_signals.durable import bulk
 from django_celery_signals.durable.deliveries import DeliveryQuerySet
 from django_celery_signals.durable.hold import Held
+from django_celery_signals.durable.turns import TurnQuerySet
 from tests.waiting import wait_until
 
 VARIABLE = "DCS_TESTS_CRASHES"  # has the plan, in the environment of those processes
@@ -27,6 +28,7 @@ VARIABLE = "DCS_TESTS_CRASHES"  # has the plan, in the environment of those proc
 SENDER = ("inserted", "committed", "handed over")
 RELAY = ("claimed", "halfway", "published", "marked")
 WORKER = ("opened", "in the body", "after the body", "completed", "over")
+TURN_TAKEN, TURN_PASSED = "turn taken", "turn passed"  # by a sender, by a worker: committed, but not yet published
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +90,8 @@ def install() -> None:
     _after(bulk, "apply", "halfway")
     _after(bulk.Bulk, "publish", "published")
     _after(DeliveryQuerySet, "mark", "marked")
+    _after(TurnQuerySet, "take_turn", TURN_TAKEN, only_if=bool)
+    _after(TurnQuerySet, "pass_turn", TURN_PASSED, only_if=lambda row: row is not None)
     _after(execution, "opened", "opened", only_if=bool, held_of=lambda args, result: result)
     _around(Held, "complete", "after the body", "completed", held_of=lambda args, result: args[0])
     _after(execution, "_run", "over", held_of=lambda args, result: args[3])

@@ -6,11 +6,12 @@ The tests connect them, and count the rows: a person is an effect, a tag is what
 from __future__ import annotations
 
 import os
+import random
 import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from django.dispatch import Signal
 from django_celery_signals import Event, ReceiverTask
 from django_celery_signals.durable.deliveries import deliveries
 from tests.crashing import reached
-from tests.reports import connected, report
-from tests.shop.models import Person, RushOrder, Tag
+from tests.reports import VARIABLE, connected, report
+from tests.shop.models import Person, Product, RushOrder, Tag
 from tests.waiting import wait_until
+
+SLOW = "product 0"  # is indexed for so long that its next run would begin meanwhile, if it could
 
 placed = Signal()
 
@@ -103,6 +106,51 @@ def take_long_outside(name: str, using: str, event: Event) -> None:
     time.sleep(float(name))
 
 
+@shared_task(base=ReceiverTask, guarantee="durable", ordered=True, key=lambda name: name)
+def in_turn(name: str, number: int, using: str, event: Event) -> None:
+    """Leave an effect of each event of a key, one after the other."""
+    _leave(f"{name} {number}", using, event)
+
+
+@shared_task(base=ReceiverTask, guarantee="durable", coalesce=True)
+def reindex(instance: Product, using: str, event: Event) -> None:
+    """Tell which state of a product there is to see, and leave for how many changes that was."""
+    with _telling("reindex", instance):
+        if instance.sku == SLOW:
+            _let_others_run(16)
+        Person.objects.using(using).create(name=f"{instance.sku} {1 + event.coalesced}")
+
+
+@shared_task(base=ReceiverTask, guarantee="durable", ordered=True, instance="snapshot")
+def follow(instance: Product, using: str) -> None:
+    """Leave the state of a product that each of its changes has led to."""
+    with _telling("follow", instance):
+        Person.objects.using(using).create(name=f"{instance.sku} {instance.views}")
+        time.sleep(0.05)
+
+
+def _let_others_run(times: int) -> None:
+    """Wait until other receivers have begun and ended so often, or there is nothing to do for them."""
+    file = Path(os.environ[VARIABLE])
+
+    def lines() -> int:
+        return file.read_bytes().count(b"\n")
+
+    enough = lines() + 3 * times  # start, end, and how Celery sees the end
+    with suppress(AssertionError):
+        wait_until(lambda: lines() >= enough, timeout=1.5)
+
+
+@contextmanager
+def _telling(task: str, product: Product) -> Iterator[None]:
+    facts = {"sku": product.sku, "state": product.views, "pid": os.getpid(), "group": os.getpgrp()}
+    report(task, at="start", **facts)
+    try:
+        yield
+    finally:
+        report(task, at="end", **facts)
+
+
 @contextmanager
 def connected_to(*tasks: Any) -> Iterator[None]:
     """Connect tasks for a while."""
@@ -118,6 +166,31 @@ def place(using: str, names: Sequence[str]) -> None:
         for name in names:
             Tag.objects.using(using).create(name=name[-50:])
             placed.send(sender=None, name=name, using=using)
+
+
+def line_up(using: str, name: str, count: int) -> None:
+    """Send several events of one key, in one transaction."""
+    with transaction.atomic(using=using):
+        for number in range(1, count + 1):
+            placed.send(sender=None, name=name, number=number, using=using)
+
+
+def change_one(using: str) -> None:
+    """Change one of the products, of which each counts its changes."""
+    products = Product.objects.using(using)
+    with transaction.atomic(using=using):
+        product = products.select_for_update().get(pk=random.choice(products.values_list("pk", flat=True)))
+        product.views += 1
+        product.save(using=using)
+
+
+def numbers(using: str) -> dict[str, list[int]]:
+    """Return the numbers that the effects end with, in the order of the effects, by what stands before."""
+    found: dict[str, list[int]] = {}
+    for effect in Person.objects.using(using).order_by("pk").values_list("name", flat=True):
+        name, _, number = effect.rpartition(" ")
+        found.setdefault(name, []).append(int(number))
+    return found
 
 
 def effects(using: str) -> dict[str, int]:

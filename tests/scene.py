@@ -37,6 +37,7 @@ class Scene:
     apps: list[str] = field(default_factory=list)  # further ones
     keep: int = 0  # seconds for which processes keep a connection; 0: it is closed after each task
     celery: dict[str, Any] = field(default_factory=dict)  # further settings of Celery's
+    settings: dict[str, Any] = field(default_factory=dict)  # further ones of the library's
 
     @property
     def reports(self) -> Reports:
@@ -55,7 +56,7 @@ class Scene:
             settings: of the library.
         """
         given = {
-            "settings": settings,
+            "settings": {**self.settings, **settings},
             "apps": self.apps,
             "alias": self.alias,
             "ports": self.ports,
@@ -73,6 +74,10 @@ class Scene:
     def send(self, *names: str, role: str = "send", crashes: Crashes | None = None) -> Process:
         """Start a process that sends one event for each name, and ends."""
         return self._start(role, self.alias, *names, env=self.environment(crashes))
+
+    def start(self, role: str, *arguments: str) -> Process:
+        """Start another one of the roles."""
+        return self._start(role, self.alias, *arguments, env=self.environment())
 
     def relay(self, crashes: Crashes | None = None, *, batch: int = 500) -> Process:
         """Start a relay."""
