@@ -167,7 +167,8 @@ def publish_or_leave(message: Message, patience: Patience) -> None:
 
 def _takes_turn(reference: Reference, lane: str) -> bool:
     try:
-        return deliveries(reference.alias).take_turn(reference.id, lane)
+        # By its token: for one that was run meanwhile, the message of a late sender would open nothing.
+        return deliveries(reference.alias).filter(token=reference.token).take_turn(reference.id, lane)
     except Error as error:  # the relay finds it: in its lane nothing is under way
         logger.warning("Delivery %s could not have its turn, and will be late: %s", reference.id, error)
         return False

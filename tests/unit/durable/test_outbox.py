@@ -682,6 +682,19 @@ def test_what_a_turn_costs_the_sender(alias: str, kind: str, in_transaction: boo
 
 
 @each_database
+def test_turn_of_a_sender_that_is_late(alias: str, celery_app: Celery, receiving: Receiving) -> None:
+    """What was run meanwhile and is to run again has another token: its sender's message would open nothing."""
+    receiving(bell, guarantee="durable", **COALESCED)
+    with transaction.atomic(using=alias):
+        transaction.on_commit(lambda: deliveries(alias).update(token=7), using=alias)
+        bell.send(sender="door", using=alias)
+
+    [row] = deliveries(alias)
+    assert (State.READY, None) == (row.state, row.slot)
+    assert [] == take(celery_app)
+
+
+@each_database
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_of_a_key_in_a_transaction(alias: str, kind: str, celery_app: Celery, receiving: Receiving) -> None:
     """Only the first of a key asks for its turn after a commit; what was rolled back is no first."""
