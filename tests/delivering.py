@@ -15,6 +15,8 @@ from django_celery_signals.wire import ARGUMENT
 from tests.brokers import Broker
 from tests.drain import Published
 
+EXACT = timedelta(seconds=0.5)  # by how much clocks may differ
+
 
 def moment(seconds: float) -> datetime:
     """Return the moment so many seconds from now."""
@@ -60,6 +62,13 @@ def seconds_left(using: str, **filters: Any) -> set[int]:
     """Return in how many seconds deliveries are due."""
     due = deliveries(using).filter(**filters).values_list("due_at", flat=True)
     return {round((at - moment(0)).total_seconds()) for at in due}
+
+
+def are_due(using: str, seconds: float, since: datetime, **filters: Any) -> bool:
+    """Tell whether deliveries are due so many seconds after something that was done between a moment and now."""
+    until, due = moment(0), deliveries(using).filter(**filters).values_list("due_at", flat=True)
+    left = timedelta(seconds=seconds)
+    return bool(due) and all(since - EXACT <= at - left <= until + EXACT for at in due)
 
 
 def messages(broker: Broker, queue: str | None = None) -> list[Published]:
