@@ -5,13 +5,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+CHAOS_ARGS ?=
 NOX_ARGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help test demo lint format coverage matrix clean
+.PHONY: help test demo chaos lint format coverage matrix clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -21,6 +22,10 @@ test: $(VENV)/.installed-test ## Run the tests (PYTEST_ARGS="-k codec" and so on
 
 demo: $(VENV)/.installed-example ## Run the example, and kill its worker in the middle (DEMO_ARGS, DATABASE_URL, BROKER_URL)
 	$(BIN)/python example/demo.py $(DEMO_ARGS)
+
+chaos: $(VENV)/.installed-example $(if $(SYSTEM),$(VENV)-peers/.installed) ## Torment real processes, and count what is lost (CELL, EVENTS, SEED, LEASE, SYSTEM="ours outbox events")
+	$(BIN)/python -m chaos $(foreach cell,$(CELL),--cell $(cell)) $(foreach system,$(SYSTEM),--system $(system)) \
+		$(if $(EVENTS),--events $(EVENTS)) $(if $(SEED),--seed $(SEED)) $(if $(LEASE),--lease $(LEASE)) $(CHAOS_ARGS)
 
 lint: $(VENV)/.installed-lint ## Check style, format and types
 	$(BIN)/ruff check .
@@ -38,12 +43,19 @@ matrix: $(VENV)/.installed-dev ## Run the tests on every supported Python and Dj
 	$(BIN)/nox $(NOX_ARGS)
 
 clean: ## Remove everything that can be made again
-	rm -rf $(VENV) .nox .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist htmlcov
+	rm -rf $(VENV) $(VENV)-peers chaos/results .nox .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist htmlcov
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is %s. Try: make PYTHON=python3.13" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
+
+# What others have built for the same end, in an environment of its own.
+$(VENV)-peers/.installed: Makefile
+	$(PYTHON) -m venv $(VENV)-peers
+	$(VENV)-peers/bin/python -m pip install --quiet "django-celery-outbox==0.4.3" "django-domain-events[celery]==0.14.1" \
+		"psycopg[binary]" pymysql "kombu[redis]"
+	@touch $@
 
 # One stamp per extra: what is installed is installed again only after pyproject.toml has changed.
 $(VENV)/.installed-%: pyproject.toml | $(BIN)/python

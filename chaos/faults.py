@@ -1,0 +1,335 @@
+"""The faults, each from its beginning to its end; what comes of them is the verdict's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from .points import RELAY, SENDER, TWICE, WORKER, arm, disarm, who
+from .rig import Rig, Role
+
+PATIENCE = 4.0  # seconds for a process to come to a crash point
+
+
+@dataclass(kw_only=True)
+class Happened:
+    """A fault that was injected."""
+
+    name: str
+    began: float  # seconds of the clock
+    ended: float
+    pids: list[int] = field(default_factory=list)  # of those that were killed or stopped
+
+
+Fault = Callable[[Rig], list[int] | None]
+
+
+def inject(rig: Rig, name: str) -> Happened:
+    """Do one."""
+    began = time.time()
+    pids = FAULTS[name](rig) or []
+    return Happened(name=name, began=began, ended=time.time(), pids=pids)
+
+
+def _wait(rig: Rig, seconds: float) -> None:
+    """Let time pass, while processes that end are started again."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        rig.keep_running()
+        time.sleep(0.1)
+
+
+# Killed ----------------------------------------------------------------------------------------------------------
+
+
+def _kill(rig: Rig, kind: str) -> list[int]:
+    roles = rig.of(kind)
+    if not roles:
+        return []
+    role = rig.chance.choice(roles)
+    rig.signal(role, signal.SIGKILL)
+    return [role.pid]
+
+
+def kill_sender(rig: Rig) -> list[int]:
+    """Kill a sender wherever it is."""
+    return _kill(rig, "sender")
+
+
+def kill_relay(rig: Rig) -> list[int]:
+    """Kill a relay wherever it is."""
+    return _kill(rig, "relay")
+
+
+def kill_worker(rig: Rig) -> list[int]:
+    """Kill a worker and its children, with all that they hold."""
+    return _kill(rig, "worker")
+
+
+def kill_child(rig: Rig) -> list[int]:
+    """Kill one child of a worker, as the kernel does when memory is short."""
+    children = _children(rig.chance.choice(rig.of("worker")))
+    if not children:
+        return []
+    child = rig.chance.choice(children)
+    os.kill(child, signal.SIGKILL)
+    return [child]
+
+
+def _children(role: Role) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(role.pid)], capture_output=True, text=True)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def _die_at(point: str) -> Fault:
+    def die(rig: Rig) -> list[int]:
+        """Let the next process that comes to a place in the code die there."""
+        arm(rig.points, point, signal.SIGKILL)
+        until = time.monotonic() + PATIENCE
+        while (pid := who(rig.points, point)) is None and time.monotonic() < until:
+            rig.keep_running()
+            time.sleep(0.05)
+        disarm(rig.points, point)
+        (rig.points / f"{point}.taken").unlink(missing_ok=True)
+        return [pid] if pid else []
+
+    return die
+
+
+# Stopped ---------------------------------------------------------------------------------------------------------
+
+
+def stop_worker(rig: Rig) -> list[int]:
+    """Stop a worker and its children past the lease, and let them go on."""
+    return _stop(rig, rig.chance.choice(rig.of("worker")), rig.options.lease + 3)
+
+
+def stop_relay(rig: Rig) -> list[int]:
+    """Stop a relay past the time for which it has what it claimed, and let it go on."""
+    return _stop(rig, rig.chance.choice(rig.of("relay")), rig.options.lease + 3)
+
+
+def _stop(rig: Rig, role: Role, seconds: float) -> list[int]:
+    rig.signal(role, signal.SIGSTOP)
+    _wait(rig, seconds)
+    rig.signal(role, signal.SIGCONT)
+    return [role.pid]
+
+
+def stop_with_a_lock(rig: Rig) -> list[int]:
+    """Stop one child of a worker, past the lease, while it has the lock of a row that others need."""
+    point = "with a lock"
+    arm(rig.points, point, signal.SIGSTOP)
+    _wait(rig, PATIENCE)
+    if disarm(rig.points, point) or (pid := who(rig.points, point)) is None:
+        return []
+    _wait(rig, rig.options.lease + 3)
+    os.kill(pid, signal.SIGCONT)
+    (rig.points / f"{point}.taken").unlink(missing_ok=True)
+    return [pid]
+
+
+def pause_before_commit(rig: Rig) -> list[int]:
+    """Stop a child of a worker for a second when it has completed a delivery and not committed. Several times."""
+    point, stopped = "completed", []
+    for _ in range(4):
+        arm(rig.points, point, signal.SIGSTOP)
+        _wait(rig, 1)
+        if not disarm(rig.points, point) and (pid := who(rig.points, point)) is not None:
+            os.kill(pid, signal.SIGCONT)
+            stopped.append(pid)
+        (rig.points / f"{point}.taken").unlink(missing_ok=True)
+    return stopped
+
+
+def rolling_restart(rig: Rig) -> None:
+    """Restart every process, one after the other, as a deploy does."""
+    for role in rig.roles:
+        if role.is_running() and role.popen is not None:
+            os.kill(role.pid, signal.SIGTERM)
+            try:
+                role.popen.wait(30)
+            except subprocess.TimeoutExpired:
+                rig.clear(role)
+        _wait(rig, 0.5)
+
+
+# The broker ------------------------------------------------------------------------------------------------------
+
+
+def broker_away(rig: Rig) -> None:
+    """Kill the broker, and start it again after some seconds, with what it had."""
+    rig.servers["broker"].stop()
+    _wait(rig, 6)
+    rig.servers["broker"].start()
+
+
+def broker_wiped(rig: Rig) -> None:
+    """Lose all that the broker has."""
+    rig.servers["broker"].wipe()  # type: ignore[attr-defined]
+
+
+def broker_loses_some(rig: Rig) -> None:
+    """Lose the half of what waits in the broker."""
+    with _a_queue(rig) as queue:
+        rig.servers["broker"].lose_some(queue)  # type: ignore[attr-defined]
+
+
+def published_twice(rig: Rig) -> None:
+    """Publish everything twice, as senders do that were not sure."""
+    (rig.points / TWICE).touch()
+    _wait(rig, 5)
+    (rig.points / TWICE).unlink()
+
+
+def broker_repeats(rig: Rig) -> None:
+    """Let the broker have everything twice, as brokers do that were not sure."""
+    with _a_queue(rig) as queue:
+        rig.servers["broker"].repeat(queue)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _a_queue(rig: Rig) -> Iterator[str]:
+    """Stop the workers, so that something waits in the broker."""
+    for role in rig.of("worker"):
+        rig.signal(role, signal.SIGSTOP)
+    try:
+        time.sleep(1.5)
+        yield "chaos"
+    finally:
+        for role in rig.of("worker"):
+            rig.signal(role, signal.SIGCONT)
+
+
+def broker_cut(rig: Rig) -> None:
+    """Break off all connections to the broker."""
+    rig.proxies["broker"].cut()
+
+
+def broker_slow(rig: Rig) -> None:
+    """Hold back all that goes to and from the broker."""
+    rig.proxies["broker"].delay(0.05)
+    _wait(rig, 5)
+    rig.proxies["broker"].heal()
+
+
+def broker_silent(rig: Rig) -> None:
+    """Let the broker take everything and answer nothing."""
+    rig.proxies["broker"].be_silent()
+    _wait(rig, 6)
+    rig.proxies["broker"].heal()
+
+
+# The database ----------------------------------------------------------------------------------------------------
+
+
+def database_restarted(rig: Rig) -> None:
+    """Kill the database, and start it again."""
+    _database_down(rig, 5)
+
+
+def database_away(rig: Rig) -> None:
+    """Keep the database away for longer than a lease, with receivers under way."""
+    _database_down(rig, rig.options.lease + 5)
+
+
+def _database_down(rig: Rig, seconds: float) -> None:
+    rig.servers["database"].stop()
+    _wait(rig, seconds)
+    rig.servers["database"].start()
+
+
+def database_cut(rig: Rig) -> None:
+    """Break off all connections to the database."""
+    rig.proxies["database"].cut()
+
+
+def commit_cut(rig: Rig) -> None:
+    """Break off a connection right after its COMMIT was sent: nobody knows how that ended. Several times."""
+    for _ in range(5):
+        rig.proxies["database"].cut_after(b"COMMIT")
+        _wait(rig, 0.4)
+    rig.proxies["database"].heal()
+
+
+def database_slow(rig: Rig) -> None:
+    """Hold back all that goes to and from the database."""
+    rig.proxies["database"].delay(0.01)
+    _wait(rig, 5)
+    rig.proxies["database"].heal()
+
+
+def database_silent(rig: Rig) -> None:
+    """Let the database take everything and answer nothing."""
+    rig.proxies["database"].be_silent()
+    _wait(rig, 6)
+    rig.proxies["database"].heal()
+
+
+def late_commit(rig: Rig) -> None:
+    """Let a transaction on the busy key commit late."""
+    number = str(rig.next_incarnation() << 32)
+    late = Role(name=f"late-{number}", command=lambda _: rig.python("-m", "chaos.site.roles", "late", number, "3"))
+    rig.roles.append(late)
+    rig.start(late)
+    late.is_wanted = False  # a second time
+    _wait(rig, 5)
+
+
+EVERYWHERE: dict[str, Fault] = {
+    "sender killed": kill_sender,
+    "relay killed": kill_relay,
+    "worker killed": kill_worker,
+    "child killed": kill_child,
+    **{f"died {point}": _die_at(point) for point in (*SENDER, *RELAY, *WORKER)},
+    "worker stopped": stop_worker,
+    "relay stopped": stop_relay,
+    "paused before commit": pause_before_commit,
+    "rolling restart": rolling_restart,
+    "broker away": broker_away,
+    "broker wiped": broker_wiped,
+    "broker lost the half": broker_loses_some,
+    "published twice": published_twice,
+    "broker repeated": broker_repeats,
+    "broker cut": broker_cut,
+    "broker slow": broker_slow,
+    "broker silent": broker_silent,
+}
+#: What needs a server, or several writers.
+SERVED: dict[str, Fault] = {
+    "stopped with a lock": stop_with_a_lock,
+    "database restarted": database_restarted,
+    "database away": database_away,
+    "database cut": database_cut,
+    "commit cut": commit_cut,
+    "database slow": database_slow,
+    "database silent": database_silent,
+    "late commit": late_commit,
+}
+#: What needs to know nothing of the system.
+PEERS = (
+    *("sender killed", "relay killed", "worker killed", "child killed", "worker stopped", "rolling restart"),
+    *("broker away", "broker wiped", "broker lost the half", "broker cut", "broker slow", "broker silent"),
+    *("database restarted", "database cut", "commit cut", "database slow", "database silent"),
+)
+#: A round of a minute.
+SHORT = (
+    *("sender killed", "worker killed", "died published", "died before the next", "worker stopped"),
+    *("broker wiped", "published twice", "commit cut", "database restarted", "late commit"),
+)
+#: Only when asked for.
+FAULTS = EVERYWHERE | SERVED | {"nothing": lambda rig: None}
+
+
+def names_for(rig: Rig) -> list[str]:
+    """Return the faults that a cell can have."""
+    if rig.options.faults:
+        return list(rig.options.faults)
+    if rig.options.system != "ours":  # the places are in this library's code
+        return list(PEERS)
+    return [*EVERYWHERE, *(SERVED if "database" in rig.servers else ())]

@@ -1,0 +1,71 @@
+"""Where the crash points are in the library's code."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from chaos.points import TWICE
+from django_celery_signals import dispatch, execution, handover
+from django_celery_signals.durable import bulk, hold
+from django_celery_signals.durable.deliveries import DeliveryQuerySet
+from django_celery_signals.durable.hold import Held
+
+from .crashes import FOLDER, reached
+
+
+def _around(owner: Any, name: str, before: str = "", after: str = "") -> None:
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if before:
+            reached(before)
+        result = original(*args, **kwargs)
+        if after and result is not None:
+            reached(after)
+        return result
+
+    setattr(owner, name, wrapper)
+
+
+def _always(owner: Any, name: str, after: str) -> None:
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        reached(after)
+        return result
+
+    setattr(owner, name, wrapper)
+
+
+def _twice(owner: Any, name: str) -> None:
+    """Publish everything twice, as long as the rig says so."""
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if (FOLDER / TWICE).exists():
+            original(*args, **kwargs)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, wrapper)
+
+
+def install() -> None:
+    """Put the points into the library's functions."""
+    _twice(handover, "apply")
+    _twice(bulk, "apply")
+    _always(dispatch, "insert", "inserted")
+    _around(dispatch, "publish_or_leave", before="committed")
+    _always(dispatch, "publish_or_leave", "handed over")
+    _around(DeliveryQuerySet, "claim", after="claimed")
+    _around(bulk.Bulk, "publish", after="published")
+    _around(DeliveryQuerySet, "mark", after="marked")
+    _around(execution, "opened", after="opened")
+    _around(hold, "fold_in", after="folded")
+    _always(Held, "complete", "completed")
+    _around(hold, "publish_next", before="before the next")
+    _always(execution, "_run", "over")

@@ -1,0 +1,17 @@
+"""What is tormented: this library, and its peers, each behind the same few functions.
+
+A system's module has ``connect()``, which declares its receivers; ``relay()``, its process beside the workers;
+``open_count()``; and ``left()``, what it has not done at the end.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from django.conf import settings
+
+
+def system() -> Any:
+    """Return the module of the system that this site has."""
+    return import_module(f"{__name__}.{settings.CHAOS['system']}")

@@ -1,0 +1,64 @@
+"""django-domain-events: an event and its deliveries are rows, and its relay runs the receivers.
+
+Set up as its documentation says: ``fire()`` in the transaction, durable receivers, ``deliver_events`` as two processes.
+The lease is the rig's, so that what recovers is compared at the same patience.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from django.core.management import call_command
+from django.db.models.signals import post_save
+from django_domain_events import DURABLE, event, fire, receiver
+
+from chaos.site.models import Happening
+from chaos.site.receivers import receive
+
+ORDERS = False
+GIVEN_UP = ("dead", "orphaned")
+
+
+@event
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """What is fired."""
+
+    number: int
+
+
+@receiver(Happened, mode=DURABLE)
+def free(happened: Happened) -> None:
+    """Do the work; the relay's transaction is around it."""
+    receive(Happening.objects.get(pk=happened.number))
+
+
+def _send(instance: Happening, created: bool, **_: Any) -> None:
+    fire(Happened(number=instance.pk))
+
+
+def connect() -> None:
+    """Connect the glue."""
+    post_save.connect(_send, sender=Happening)
+
+
+def relay() -> None:
+    """Relay."""
+    call_command("deliver_events")
+
+
+def open_count() -> int:
+    """Return how many deliveries are open."""
+    return int(_left().exclude(status__in=GIVEN_UP).count())
+
+
+def left() -> list[dict[str, Any]]:
+    """Return what is open, and what is dead."""
+    return [{"given_up": status in GIVEN_UP, "error": None} for status in _left().values_list("status", flat=True)]
+
+
+def _left() -> Any:
+    from django_domain_events.models.delivery_record import DeliveryRecord
+
+    return DeliveryRecord.objects.exclude(status__in=("succeeded", "cancelled"))

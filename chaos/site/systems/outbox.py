@@ -1,0 +1,55 @@
+"""django-celery-outbox: every call of a task becomes a row, which its relay publishes and deletes.
+
+Set up as its documentation says: the app is an ``OutboxCelery``, and its relay is a process. Publisher confirms are on,
+as it recommends. What becomes of a message is Celery's: acknowledged late, and again when a worker is lost.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import shared_task
+from django.core.management import call_command
+from django.db import transaction
+from django.db.models.signals import post_save
+
+from chaos.site.models import Happening
+from chaos.site.receivers import Raised, receive
+
+ORDERS = False
+
+
+@shared_task(name="free", acks_late=True, reject_on_worker_lost=True, autoretry_for=(Raised,), retry_backoff=1)
+def free(number: int) -> None:
+    """Do the work, in a transaction."""
+    with transaction.atomic():
+        receive(Happening.objects.get(pk=number))
+
+
+def _send(instance: Happening, created: bool, **_: Any) -> None:
+    free.delay(instance.pk)
+
+
+def connect() -> None:
+    """Connect the glue."""
+    post_save.connect(_send, sender=Happening)
+
+
+def relay() -> None:
+    """Relay, as quick to recover as its options allow."""
+    call_command("celery_outbox_relay", idle_time=0.2, backoff_time=5, broker_outage_cooldown=5.0, max_retries=100)
+
+
+def open_count() -> int:
+    """Return how many rows there are: what was published is none any more."""
+    from django_celery_outbox.models import CeleryOutbox
+
+    return int(CeleryOutbox.objects.count())
+
+
+def left() -> list[dict[str, Any]]:
+    """Return what is open, and the dead letters."""
+    from django_celery_outbox.models import CeleryOutboxDeadLetter
+
+    dead = [{"given_up": True, "error": row.failure_reason} for row in CeleryOutboxDeadLetter.objects.all()]
+    return [*dead, *({"given_up": False, "error": None} for _ in range(open_count()))]
