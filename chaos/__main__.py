@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from .cells import ALL, BY_NAME
 from .faults import FAULTS, SHORT
-from .report import recoveries, table, write
+from .report import bounds, recoveries, table, write
 from .rig import Options
 from .round import play
 from .verdict import Verdict
@@ -53,7 +53,7 @@ def main() -> int:
         print(f"\n{table({name: verdicts[name]})}\n\n{recoveries(verdicts[name])}\n", flush=True)
         asked = {name: str(value) for name, value in vars(arguments).items() if name != "results"}
         write(arguments.results, verdicts, asked)
-    print(table(verdicts))
+    print(table(verdicts), bounds(verdicts), sep="\n\n")
     bad = [f"{name}: {column}={count}" for name, verdict in verdicts.items() for column, count in _bad(name, verdict)]
     print(f"chaos: {', '.join(bad) or 'zero in every column that must be'}", flush=True)
     return 1 if bad else 0

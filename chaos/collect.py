@@ -1,4 +1,4 @@
-"""Read the site at the end, in a process of its own: ``python -m chaos.collect`` prints what the database holds."""
+"""Read the site, in a process that has its settings: ``python -m chaos.collect look``."""
 
 from __future__ import annotations
 
@@ -8,27 +8,13 @@ import sys
 import django
 
 
-def main() -> None:
-    """Print it."""
+def main(what: str) -> None:
+    """Print it as JSON."""
     django.setup()
-    from .verdict import look
+    from .site import reading  # needs the models, and they need Django set up
 
-    site = look()
-    json.dump(
-        {"happenings": list(site.happenings.values()), "effects": site.effects, "left": site.left},
-        sys.stdout,
-        default=str,
-    )
-
-
-def count() -> None:
-    """Print how many deliveries are open, and how many effects there are."""
-    django.setup()
-    from .site.models import Effect
-    from .site.systems import system
-
-    print(system().open_count(), Effect.objects.count())
+    json.dump(getattr(reading, what)(), sys.stdout, default=str)
 
 
 if __name__ == "__main__":
-    count() if sys.argv[1:] == ["count"] else main()
+    main(*sys.argv[1:])

@@ -14,6 +14,7 @@ from .points import RELAY, SENDER, TWICE, WORKER, arm, disarm, who
 from .rig import Rig, Role
 
 PATIENCE = 4.0  # seconds for a process to come to a crash point
+PROBED = 14.0  # seconds after which a queue that stands still has been probed
 
 
 @dataclass(kw_only=True)
@@ -180,6 +181,14 @@ def broker_loses_some(rig: Rig) -> None:
         rig.servers["broker"].lose_some(queue)  # type: ignore[attr-defined]
 
 
+def probe_lost(rig: Rig) -> None:
+    """Lose messages, and the probe that would tell of it: the next one has to."""
+    with _a_queue(rig) as queue:
+        _wait(rig, PROBED)
+        rig.servers["broker"].lose_some(queue)  # type: ignore[attr-defined]
+        rig.servers["broker"].lose_some(queue, b"django_celery_signals.probe")  # type: ignore[attr-defined]
+
+
 def published_twice(rig: Rig) -> None:
     """Publish everything twice, as senders do that were not sure."""
     (rig.points / TWICE).touch()
@@ -234,8 +243,8 @@ def database_restarted(rig: Rig) -> None:
 
 
 def database_away(rig: Rig) -> None:
-    """Keep the database away for longer than a lease, with receivers under way."""
-    _database_down(rig, rig.options.lease + 5)
+    """Keep the database away for two leases, with receivers under way."""
+    _database_down(rig, 2 * rig.options.lease)
 
 
 def _database_down(rig: Rig, seconds: float) -> None:
@@ -294,6 +303,7 @@ EVERYWHERE: dict[str, Fault] = {
     "broker away": broker_away,
     "broker wiped": broker_wiped,
     "broker lost the half": broker_loses_some,
+    "probe lost": probe_lost,
     "published twice": published_twice,
     "broker repeated": broker_repeats,
     "broker cut": broker_cut,

@@ -28,6 +28,12 @@ def table(verdicts: Mapping[str, Verdict]) -> str:
     return _markdown(lines)
 
 
+def bounds(verdicts: Mapping[str, Verdict]) -> str:
+    """Say what a zero means."""
+    words = [f"{name}: {3 / one.committed:.1e}" for name, one in verdicts.items() if one.committed]
+    return f"Where a column is 0, its rate is below 3/n with a confidence of 95 %: {', '.join(words)}."
+
+
 def recoveries(verdict: Verdict) -> str:
     """Return the seconds after each fault, as Markdown."""
     lines = [["fault", "times", "events that were open", "p50 s", "p99 s", "max s"]]
@@ -55,5 +61,9 @@ def write(folder: Path, verdicts: Mapping[str, Verdict], asked: Mapping[str, Any
     }
     whole = {"asked": asked, "with": machine, "cells": {name: one.as_json() for name, one in verdicts.items()}}
     (folder / "results.json").write_text(json.dumps(whole, indent=1, default=str) + "\n")
-    parts = [table(verdicts), *(f"## {name}\n\n{recoveries(verdict)}" for name, verdict in verdicts.items())]
+    parts = [
+        table(verdicts),
+        bounds(verdicts),
+        *(f"## {name}\n\n{recoveries(verdict)}" for name, verdict in verdicts.items()),
+    ]
     (folder / "results.md").write_text("\n\n".join(parts) + "\n")

@@ -66,7 +66,7 @@ def _end(rig: Rig, show: Show) -> None:
     last, since = (-1, -1), time.monotonic()
     while time.monotonic() - since < patience:
         rig.keep_running()
-        left, effects = map(int, _ask(rig, "count").split())
+        left, effects = _ask(rig, "count")
         show("settling", left, 0)
         # Of a peer's, what is no row any more may still be in the broker.
         if not left and (rig.options.system == "ours" or time.monotonic() - since > 2 * VISIBILITY):
@@ -78,7 +78,7 @@ def _end(rig: Rig, show: Show) -> None:
 
 
 def _site(rig: Rig) -> Site:
-    found: dict[str, Any] = json.loads(_ask(rig))
+    found = _ask(rig, "look")
     return Site(
         happenings={row["number"]: row for row in found["happenings"]},
         effects=found["effects"],
@@ -86,8 +86,8 @@ def _site(rig: Rig) -> Site:
     )
 
 
-def _ask(rig: Rig, *arguments: str) -> str:
+def _ask(rig: Rig, what: str) -> Any:
     """Ask the database, past the proxy, in a process that has the site's settings."""
-    command, environment = rig.python("-m", "chaos.collect", *arguments), rig.environment(directly=True)
+    command, environment = rig.python("-m", "chaos.collect", what), rig.environment(directly=True)
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True, text=True)
-    return done.stdout
+    return json.loads(done.stdout)

@@ -212,10 +212,14 @@ class Redis(Server):
         """Lose everything."""
         self.client().flushall()
 
-    def lose_some(self, queue: str) -> None:
-        """Lose the half of a queue."""
+    def lose_some(self, queue: str, about: bytes = b"") -> None:
+        """Lose the half of a queue, or what is about something."""
         client = self.client()
-        client.ltrim(queue, 0, max(0, client.llen(queue) // 2 - 1))
+        if not about:
+            client.ltrim(queue, 0, max(0, client.llen(queue) // 2 - 1))
+        for message in client.lrange(queue, 0, -1) if about else ():
+            if about in message:
+                client.lrem(queue, 1, message)
 
     def repeat(self, queue: str) -> None:
         """Have every message of a queue twice."""
@@ -272,14 +276,16 @@ class RabbitMQ(Server):
         shutil.rmtree(self.folder / "mnesia", ignore_errors=True)
         self.start()
 
-    def lose_some(self, queue: str) -> None:
-        """Lose the half of a queue."""
+    def lose_some(self, queue: str, about: bytes = b"") -> None:
+        """Lose the half of a queue, or what is about something."""
         connection = self._connection()
         try:
             channel = connection.channel()
             count = channel.queue_declare(queue, passive=True).message_count
-            for _ in range(count // 2):
-                channel.basic_get(queue, no_ack=True)
+            for _ in range(count if about else count // 2):
+                message = channel.basic_get(queue, no_ack=True)
+                if about and message is not None and about.decode() not in str(message.headers):
+                    channel.basic_publish(message, routing_key=queue)
         finally:
             connection.close()
 

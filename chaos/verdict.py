@@ -159,15 +159,3 @@ def _quantiles(seconds: list[float]) -> Recovery:
         return round(seconds[min(len(seconds) - 1, math.ceil(part * len(seconds)) - 1)], 2)
 
     return Recovery(count=len(seconds), p50=at(0.5), p99=at(0.99), most=round(seconds[-1], 2))
-
-
-def look() -> Site:
-    """Read the database; Django must be set up for the site."""
-    from chaos.site.models import Effect, Happening
-    from chaos.site.systems import system
-
-    return Site(
-        happenings={row["number"]: row for row in Happening.objects.values()},
-        effects=list(Effect.objects.order_by("pk").values()),
-        left=system().left(),
-    )

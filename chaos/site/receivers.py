@@ -52,7 +52,7 @@ def receive(instance: Happening, stands_for: int = 1) -> None:
         raise Raised(f"{number} is to be run again")
     if 0.02 < fate < 0.02 + LONG:
         pause = LEASE * 1.6
-    Tally.objects.filter(pk=number % TALLIES).update(runs=F("runs") + 1)
+    Tally.objects.filter(pk=number % TALLIES + 1).update(runs=F("runs") + 1)
     crashes.reached("with a lock")
     time.sleep(pause)
     Effect.objects.create(

@@ -2,173 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import random
-import signal
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import django
-from django.conf import settings
-from django.db import Error, connection, transaction
-
-logger = logging.getLogger("chaos.sender")
-
-KEYS, FOLDED_KEYS = 1000, 100
-MOST_OPEN = 200  # deliveries that wait, before senders pause: what recovers is to be the fault, not a backlog
 
 
-class Sender:
-    """Commits happenings until it is told to stop, and notes each before and after."""
-
-    def __init__(self, incarnation: int) -> None:
-        """Begin; no other sender ever has the same incarnation."""
-        from chaos.ledger import Writer
-
-        self.ledger = Writer(Path(settings.CHAOS["ledger"]), "sender")
-        self.chance = random.Random(f"{settings.CHAOS['seed']} {incarnation}")
-        self.next = incarnation << 32
-        self.stopped = False
-
-    def run(self) -> None:
-        """Send."""
-        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "stopped", True))
-        print("sending", flush=True)
-        count = 0
-        while not self.stopped:
-            began = time.monotonic()
-            try:
-                self.send()
-                count += 1
-                if count % 25 == 0:
-                    self.let_them_catch_up()
-            except Error as error:
-                logger.warning("The sender met %r", error)
-                connection.close()
-                time.sleep(0.2)
-            time.sleep(max(0.0, settings.CHAOS["pause"] - (time.monotonic() - began)))
-
-    def let_them_catch_up(self) -> None:
-        """Wait while more is open than the workers can do soon."""
-        from .systems import system
-
-        while not self.stopped and system().open_count() > MOST_OPEN:
-            time.sleep(0.2)
-
-    def send(self) -> None:
-        """Commit one happening, or roll one back, in one of the ways of real projects."""
-        way = self.chance.random()
-        if way < 0.04:
-            self.attempt(self.roll_back)
-        elif way < 0.08:
-            self.attempt(self.roll_back_a_part)
-        elif way < 0.15:
-            self.attempt(lambda number: self.save(number, "free", None))  # in autocommit
-        else:
-            self.attempt(self.commit)
-
-    def attempt(self, act: Callable[[int], bool | None]) -> None:
-        """Do something with a new number, and note what became of it."""
-        self.next += 1
-        number = self.next
-        self.ledger.write("attempt", number, safely=True)
-        done = act(number)
-        self.ledger.write("rolled_back" if done is False else "committed", number, safely=True)
-
-    def commit(self, number: int) -> None:
-        """Save in a transaction."""
-        with transaction.atomic():
-            self.save(number, *self.kind())
-
-    def roll_back(self, number: int) -> bool:
-        """Save in a transaction that is rolled back."""
-        with transaction.atomic():
-            self.save(number, *self.kind())
-            transaction.set_rollback(True)
-        return False
-
-    def roll_back_a_part(self, number: int) -> None:
-        """Save in a transaction, of which a savepoint with another save is rolled back."""
-        self.next += 1
-        ghost = self.next
-        self.ledger.write("attempt", ghost)
-        with transaction.atomic():
-            with transaction.atomic():
-                self.save(ghost, "free", None)
-                transaction.set_rollback(True)
-            self.save(number, *self.kind())
-        self.ledger.write("rolled_back", ghost)
-
-    def kind(self) -> tuple[str, int | None]:
-        """Return what it is, and its key."""
-        from .systems import system
-
-        kind = self.chance.choice(("free", "ordered", "folded")) if system().ORDERS else "free"
-        if kind == "free":
-            return kind, None
-        busy = self.chance.random() < settings.CHAOS["busy"]
-        if kind == "ordered":
-            return kind, 0 if busy else self.chance.randrange(KEYS)
-        return kind, KEYS + (0 if busy else self.chance.randrange(FOLDED_KEYS))
-
-    def save(self, number: int, kind: str, key: int | None) -> None:
-        """Save, at the next place of the key."""
-        from .models import Counter, Happening
-
-        place = None
-        if key is not None:
-            counter = Counter.objects.select_for_update().get(key=key)
-            counter.last += 1
-            counter.save(update_fields=["last"])
-            place = counter.last
-        Happening.objects.create(number=number, kind=kind, key=key, place=place)
-
-
-def late(number: int, seconds: float) -> None:
-    """Send on the busy key, and commit late, without the lock: a lower id that others overtake."""
-    from chaos.ledger import Writer
-
-    from .models import Happening
-
-    ledger = Writer(Path(settings.CHAOS["ledger"]), "sender")
-    ledger.write("attempt", number, safely=True)
-    with transaction.atomic():
-        Happening.objects.create(number=number, kind="late", key=0)
-        time.sleep(seconds)
-    ledger.write("committed", number, safely=True)
-
-
-def prepare() -> None:
-    """Make the tables, and the rows that are there from the beginning."""
-    from django.core.management import call_command
-
-    from .models import Counter, Tally
-    from .receivers import TALLIES
-
-    call_command("migrate", run_syncdb=True, verbosity=0)
-    Counter.objects.bulk_create([Counter(key=key) for key in range(KEYS + FOLDED_KEYS)])
-    Tally.objects.bulk_create([Tally(pk=pk) for pk in range(TALLIES)])
-
-
-def main(role: str, *arguments: Any) -> None:
+def main(role: str, *arguments: str) -> None:
     """Be one of them."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "chaos.site.settings")
     django.setup()
-    if role == "sender":
-        Sender(int(arguments[0])).run()
-    elif role == "late":
-        late(int(arguments[0]), float(arguments[1]))
-    elif role == "prepare":
-        prepare()
-    else:
-        from .systems import system
+    from . import sender, systems  # need the models, and they need Django set up
 
+    if role == "sender":
+        sender.Sender(int(arguments[0])).run()
+    elif role == "late":
+        sender.late(int(arguments[0]), float(arguments[1]))
+    elif role == "prepare":
+        sender.prepare()
+    else:
         print("relaying", flush=True)
-        system().relay()
+        systems.system().relay()
 
 
 if __name__ == "__main__":
