@@ -21,6 +21,9 @@ SYSTEMS = {
 CHAOS.setdefault("system", "ours")
 INSTALLED_APPS = [*SYSTEMS[CHAOS["system"]], "chaos.site"]
 
+# Seconds for which a transaction may do nothing: its locks are then released. Longer than any receiver without SQL.
+IDLE = round(3 * CHAOS.get("lease", 30))
+
 _ENGINES: dict[str, dict[str, Any]] = {
     "postgres": {
         "ENGINE": "django.db.backends.postgresql",
@@ -29,7 +32,7 @@ _ENGINES: dict[str, dict[str, Any]] = {
         # A machine that is gone says nothing: without a bound a process waits for it for ever.
         "OPTIONS": {
             "connect_timeout": 5,
-            "options": "-c idle_in_transaction_session_timeout=15s",
+            "options": f"-c idle_in_transaction_session_timeout={IDLE}s",
             "tcp_user_timeout": 8000,
         },
     },
@@ -41,7 +44,7 @@ _ENGINES: dict[str, dict[str, Any]] = {
             "connect_timeout": 5,
             "read_timeout": 60,
             "write_timeout": 60,
-            "init_command": "SET SESSION idle_transaction_timeout = 15",
+            "init_command": f"SET SESSION idle_transaction_timeout = {IDLE}",
         },
     },
     "sqlite": {

@@ -17,7 +17,7 @@ SHORT: dict[str, Any] = {"events": 60, "seed": 7, "lease": 2, "patience": 8, "ca
 #: What is taken out; what is done then; the columns that show it.
 CONTROLS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("no fence", {"faults": ("stopped with a lock",)}, ("duplicate_effects",)),
-    ("no renewal", {"long": 0.1, "linger": 0.0, "faults": ("nothing",)}, ("duplicate_runs",)),
+    ("no renewal", {"lease": 1, "long": 0.1, "faults": ("nothing",)}, ("duplicate_runs",)),
     ("claim by last seen", {"library": {"FAST_PATH_LIMIT": 0}, "faults": ("late commit",)}, ("stuck",)),
     ("promote inside", {"busy": 1.0, "pause": 0.2, "faults": ("paused before commit",)}, ("stuck",)),
     ("ungated fold", {"busy": 1.0, "linger": 0.3, "faults": ("published twice",)}, ("lost",)),

@@ -7,7 +7,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 from celery import Celery
@@ -67,6 +67,7 @@ class Relay:
         self.databases = list(databases) if databases is not None else keeping()
         if unknown := set(self.databases) - set(connections.settings):
             raise ValueError(f"Relay: there is no database {sorted(unknown)!r}; DATABASES has {list(connections)!r}.")
+        self.guard: AbstractContextManager[Any] = nullcontext()  # held while it is busy, for what must not happen then
         self._stopped = False  # no lock: a signal handler may come while the relay itself has it
         self._bulk = Bulk(self.app)
         self._upkeep = {alias: Upkeep(self.app, alias) for alias in self.databases}
@@ -81,13 +82,15 @@ class Relay:
         logger.info("The relay publishes what is due in %s.", ", ".join(self.databases) or "no database")
         try:
             while not self._stopped:
-                busy = self._round()
+                with self.guard:
+                    busy = self._round()
                 idle = 0 if busy else self.idle * random.uniform(0.5, 1.5)  # noqa: S311 - not all at the same time
                 self._sleep(self._broker.pause or idle)
         finally:
             self._bulk.close()
-            for alias in self.databases:
-                _close(alias)
+            with self.guard:
+                for alias in self.databases:
+                    _close(alias)
             logger.info("The relay has ended.")
 
     def stop(self) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
 from celery import Celery
 from celery.signals import worker_ready, worker_shutdown, worker_shutting_down
+from django.db import connections
 from django.test import override_settings
 
 from django_celery_signals.durable import embedded
@@ -116,3 +118,67 @@ def test_databases_do_not_wait_for_each_other(celery_app: Celery, monkeypatch: p
     embedded.start()
 
     assert [["default"], ["other"]] == [relay.databases for relay, _ in embedded._running]
+
+
+# Children that are forked meanwhile ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hooks(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Callable[[], None]]]:
+    """What is done at a fork."""
+    registered: dict[str, Callable[[], None]] = {}
+    monkeypatch.setattr(os, "register_at_fork", registered.update)
+    embedded._guard.cache_clear()
+    yield registered
+    embedded._guard.cache_clear()
+
+
+@ON
+def test_no_child_is_forked_in_a_batch(hooks: dict[str, Callable[[], None]], celery_app: Celery) -> None:
+    """While a relay is busy with SQLite, a fork of its worker waits; it does not while the relay sleeps."""
+    worker_ready.send(sender=Consumer(celery_app))
+    guard, forked = embedded._guard(), threading.Event()
+    [(relay, _)] = embedded._running
+
+    def fork() -> None:
+        hooks["before"]()
+        forked.set()
+        hooks["after_in_parent"]()
+
+    assert guard is relay.guard
+    with guard:
+        thread = threading.Thread(target=fork)
+        thread.start()
+        assert not forked.wait(0.2)
+    thread.join(5)
+    assert forked.is_set()
+    wait_until(lambda: not guard.locked(), what="a relay that sleeps")
+
+
+@ON
+@pytest.mark.parametrize("after", ["after_in_parent", "after_in_child"])
+def test_a_fork_waits_for_a_bounded_time(
+    hooks: dict[str, Callable[[], None]], monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    """A batch that takes long delays a fork for seconds, and is then left alone."""
+    monkeypatch.setattr(embedded, "LONGEST_BATCH", 0.1)
+    guard = embedded._guard()
+    with guard:
+        hooks["before"]()
+        hooks[after]()
+        assert guard.locked()
+    hooks["before"]()
+    assert guard.locked()
+    hooks[after]()
+    assert not guard.locked()
+
+
+@ON
+def test_other_databases_need_no_guard(
+    hooks: dict[str, Callable[[], None]], celery_app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server's clients have no such locks."""
+    monkeypatch.setattr(connections["default"], "vendor", "postgresql")
+    worker_ready.send(sender=Consumer(celery_app))
+
+    assert {} == hooks
