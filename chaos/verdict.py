@@ -84,7 +84,7 @@ def judge(ledger: Ledger, site: Site, happened: Sequence[Happened]) -> Verdict:
         verdict.duplicate_runs += max(0, len(runs) - asked - 1)
         verdict.killed_runs += sum(run.ended is None for run in runs)
     verdict.faults = dict(Counter(fault.name for fault in happened))
-    verdict.recovery = _recoveries(ledger, happened)
+    verdict.recovery = _recoveries(ledger, happened, {n for n, row in site.happenings.items() if row["kind"] == "free"})
     return verdict
 
 
@@ -135,12 +135,15 @@ def _order(effects: Sequence[dict[str, Any]]) -> tuple[int, int]:
     return inversions, overlaps
 
 
-def _recoveries(ledger: Ledger, happened: Sequence[Happened]) -> dict[str, Recovery]:
-    """Return, for each fault, how long what was open at its beginning took after its end."""
+def _recoveries(ledger: Ledger, happened: Sequence[Happened], free: set[int]) -> dict[str, Recovery]:
+    """Return, for each fault, how long what was open at its beginning took after its end.
+
+    Of those without an order: the others also wait for one another.
+    """
     spans = sorted(
         (committed, max(run.ended for run in ledger.runs[number] if run.ended is not None))
         for number, committed in ledger.committed.items()
-        if any(run.ended is not None and not run.raised for run in ledger.runs.get(number, ()))
+        if number in free and any(run.ended is not None and not run.raised for run in ledger.runs.get(number, ()))
     )
     taken: defaultdict[str, list[float]] = defaultdict(list)
     for fault in happened:

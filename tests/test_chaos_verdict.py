@@ -158,16 +158,19 @@ def test_what_was_asked_for() -> None:
 
 
 def test_recovery() -> None:
-    """What was open at a fault is timed from its end; what was over before, or came later, is not."""
+    """What was open at a fault is timed from its end; what was over before, came later, or has an order, is not."""
     ledger, site = peace()
     ledger.committed |= {1: 12.0}  # after the fault
     ledger.runs[2] = [Run(pid=1, started=3.0, ended=4.0)]  # before it
-    ledger.runs[4] = [Run(pid=1, started=15.0, ended=17.0)]
+    ledger.runs[8] = [Run(pid=1, started=15.0, ended=17.0)]
+    ledger.committed |= {8: 9.0, 9: 9.0}
+    ledger.runs[9] = [RUN]
+    site.happenings.update({8: happening(), 9: happening()})
 
     verdict = judge(ledger, site, [Happened(name="worker killed", began=9.5, ended=10.0)])
 
     recovery = verdict.recovery["worker killed"]
-    assert (3, 1.0, 7.0, 7.0) == (recovery.count, recovery.p50, recovery.p99, recovery.most)
+    assert (2, 1.0, 7.0, 7.0) == (recovery.count, recovery.p50, recovery.p99, recovery.most)
     assert {"worker killed": 1} == verdict.faults
 
 
