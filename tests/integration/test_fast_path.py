@@ -155,7 +155,7 @@ def test_a_savepoint_rolled_back_by_hand_leaves_no_ghost(
     receiving(post_save, lambda instance: names.append(instance.name), sender=Tag)
 
     with transaction.atomic(using=alias):
-        savepoint = transaction.savepoint(using=alias)
+        savepoint = connections[alias].savepoint()
         Tag.objects.using(alias).create(name="ghost")
         transaction.savepoint_rollback(savepoint, using=alias)
         Tag.objects.using(alias).create(name="new")

@@ -159,7 +159,7 @@ def test_a_savepoint_rolled_back_by_hand_is_published(alias: str, celery_app: Ce
     receiving(post_save, sender=Tag, guarantee="on_commit")
 
     with transaction.atomic(using=alias):
-        savepoint = transaction.savepoint(using=alias)
+        savepoint = connections[alias].savepoint()
         Tag.objects.using(alias).create(name="ghost")
         transaction.savepoint_rollback(savepoint, using=alias)
 

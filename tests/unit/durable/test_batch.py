@@ -301,7 +301,7 @@ def test_savepoint_by_hand(alias: str, ring: Any, ending: str) -> None:
     """So does a savepoint that somebody has made and rolled back by hand."""
     with batched(alias):
         ring(alias, 1)
-        savepoint = transaction.savepoint(using=alias)
+        savepoint = connections[alias].savepoint()
         ring(alias, 2)
         if ending == "commits":
             transaction.savepoint_commit(savepoint, using=alias)
@@ -385,13 +385,13 @@ def test_one_that_is_too_large(alias: str, ring: Any, monkeypatch: pytest.Monkey
 def test_savepoint_that_is_older(alias: str, ring: Any) -> None:
     """A rollback by hand to a savepoint from before the block takes all that the block has sent."""
     with transaction.atomic(using=alias):
-        savepoint = transaction.savepoint(using=alias)
+        savepoint = connections[alias].savepoint()
         batch = module.Batch(connections[alias])
         module._batches[id(connections[alias])] = batch
         try:
             with connections[alias].execute_wrapper(batch.watch):
                 ring(alias, 1)
-                transaction.savepoint(using=alias)
+                connections[alias].savepoint()
                 ring(alias, 2)
                 transaction.savepoint_rollback(savepoint, using=alias)
                 ring(alias, 3)
@@ -408,9 +408,9 @@ def test_savepoints_by_hand_within_one_another(alias: str, ring: Any) -> None:
     with batched(alias):
         for ends in (transaction.savepoint_commit, transaction.savepoint_rollback):
             ring(alias, 1)
-            outer = transaction.savepoint(using=alias)
+            outer = connections[alias].savepoint()
             ring(alias, 2)
-            transaction.savepoint(using=alias)
+            connections[alias].savepoint()
             ring(alias, 3)
             ends(outer, using=alias)
             ring(alias, 4)
