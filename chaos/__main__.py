@@ -14,7 +14,7 @@ from tqdm import tqdm
 from .cells import ALL, BY_NAME
 from .faults import FAULTS, SHORT
 from .report import bounds, recoveries, table, write
-from .rig import Options
+from .rig import LONG, Options
 from .round import play
 from .verdict import Verdict
 
@@ -39,6 +39,9 @@ def main() -> int:
             seed=arguments.seed,
             lease=arguments.lease,
             faults=tuple(arguments.fault or (SHORT if arguments.short else ())),
+            calm=(arguments.calm, 3 * arguments.calm),
+            receiver_faults=not arguments.good,
+            long=0.0 if arguments.good else LONG,
             system=system,
             interpreter=sys.executable if system == "ours" else str(arguments.peers),
         )
@@ -77,6 +80,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=7, help="of what is left to chance (7)")
     parser.add_argument("--lease", type=float, default=30.0, help="LEASE of the library, in seconds (30)")
     parser.add_argument("--fault", choices=FAULTS, action="append", help="may be repeated (all)")
+    parser.add_argument("--calm", type=float, default=1.0, help="seconds between two faults, up to thrice as many (1)")
+    parser.add_argument("--good", action="store_true", help="receivers neither raise nor kill, nor outlast a lease")
     parser.add_argument("--short", action="store_true", help=f"with few faults: {', '.join(SHORT)}")
     parser.add_argument("--system", choices=SYSTEMS, action="append", help="what is tormented; may be repeated (ours)")
     parser.add_argument(

@@ -23,6 +23,7 @@ from .servers import KINDS, MariaDB, Server, broker_url
 
 ROOT = Path(__file__).resolve().parent.parent
 GIVEN = "CHAOS_SITE"
+LONG = 0.002  # the part of the runs that take longer than a lease
 
 
 @dataclass(kw_only=True)
@@ -53,7 +54,7 @@ class Options:
     lease: float = 30.0  # seconds
     busy: float = 0.2  # the part of what has a key that goes to one key
     linger: float = 0.004  # seconds that a receiver takes, at most
-    long: float = 0.002  # the part of the runs that take longer than a lease
+    long: float = LONG
     pause: float = 0.004  # seconds between two sendings of a sender, at least
     control: str = ""
     system: str = "ours"
