@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help test demo chaos lint format coverage matrix clean
+.PHONY: help test demo chaos controls lint format coverage matrix clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ demo: $(VENV)/.installed-example ## Run the example, and kill its worker in the 
 chaos: $(VENV)/.installed-example $(if $(SYSTEM),$(VENV)-peers/.installed) ## Torment real processes, and count what is lost (CELL, EVENTS, SEED, LEASE, SYSTEM="ours outbox events")
 	$(BIN)/python -m chaos $(foreach cell,$(CELL),--cell $(cell)) $(foreach system,$(SYSTEM),--system $(system)) \
 		$(if $(EVENTS),--events $(EVENTS)) $(if $(SEED),--seed $(SEED)) $(if $(LEASE),--lease $(LEASE)) $(CHAOS_ARGS)
+
+controls: $(VENV)/.installed-test ## Take safeguards out of the library, one by one, and see that the chaos rig finds it
+	PYTHONDEVMODE=1 $(BIN)/python -m pytest chaos/test_controls.py $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-lint ## Check style, format and types
 	$(BIN)/ruff check .

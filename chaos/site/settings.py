@@ -22,7 +22,7 @@ CHAOS.setdefault("system", "ours")
 INSTALLED_APPS = [*SYSTEMS[CHAOS["system"]], "chaos.site"]
 
 # Seconds for which a transaction may do nothing: its locks are then released. Longer than any receiver without SQL.
-IDLE = round(3 * CHAOS.get("lease", 30))
+IDLE = max(15, round(3 * CHAOS.get("lease", 30)))
 
 _ENGINES: dict[str, dict[str, Any]] = {
     "postgres": {

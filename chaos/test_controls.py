@@ -20,7 +20,7 @@ CONTROLS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("no renewal", {"lease": 1, "long": 0.1, "faults": ("nothing",)}, ("duplicate_runs",)),
     ("claim by last seen", {"library": {"FAST_PATH_LIMIT": 0}, "faults": ("late commit",)}, ("stuck",)),
     ("promote inside", {"busy": 1.0, "pause": 0.2, "faults": ("paused before commit",)}, ("stuck",)),
-    ("ungated fold", {"busy": 1.0, "linger": 0.3, "faults": ("published twice",)}, ("lost",)),
+    ("ungated fold", {"busy": 1.0, "linger": 0.3, "faults": ("published twice",) * 3}, ("lost",)),
     ("delete on publish", {"faults": ("worker killed", "broker lost the half")}, ("lost",)),
     ("plain on_commit", {"faults": ("worker killed", "broker lost the half")}, ("lost",)),
     ("publish before commit", {"faults": ("nothing",)}, ("ghosts",)),
