@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .points import RELAY, SENDER, TWICE, WORKER, arm, disarm, who
 from .rig import Rig, Role
@@ -24,62 +24,45 @@ class Happened:
     name: str
     began: float  # seconds of the clock
     ended: float
-    pids: list[int] = field(default_factory=list)  # of those that were killed or stopped
 
 
-Fault = Callable[[Rig], list[int] | None]
+Fault = Callable[[Rig], None]
 
 
 def inject(rig: Rig, name: str) -> Happened:
     """Do one."""
     began = time.time()
-    pids = FAULTS[name](rig) or []
-    return Happened(name=name, began=began, ended=time.time(), pids=pids)
-
-
-def _wait(rig: Rig, seconds: float) -> None:
-    """Let time pass, while processes that end are started again."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        rig.keep_running()
-        time.sleep(0.1)
+    FAULTS[name](rig)
+    return Happened(name=name, began=began, ended=time.time())
 
 
 # Killed ----------------------------------------------------------------------------------------------------------
 
 
-def _kill(rig: Rig, kind: str) -> list[int]:
-    roles = rig.of(kind)
-    if not roles:
-        return []
-    role = rig.chance.choice(roles)
-    rig.signal(role, signal.SIGKILL)
-    return [role.pid]
+def _kill(rig: Rig, kind: str) -> None:
+    if roles := rig.of(kind):
+        rig.signal(rig.chance.choice(roles), signal.SIGKILL)
 
 
-def kill_sender(rig: Rig) -> list[int]:
+def kill_sender(rig: Rig) -> None:
     """Kill a sender wherever it is."""
-    return _kill(rig, "sender")
+    _kill(rig, "sender")
 
 
-def kill_relay(rig: Rig) -> list[int]:
+def kill_relay(rig: Rig) -> None:
     """Kill a relay wherever it is."""
-    return _kill(rig, "relay")
+    _kill(rig, "relay")
 
 
-def kill_worker(rig: Rig) -> list[int]:
+def kill_worker(rig: Rig) -> None:
     """Kill a worker and its children, with all that they hold."""
-    return _kill(rig, "worker")
+    _kill(rig, "worker")
 
 
-def kill_child(rig: Rig) -> list[int]:
+def kill_child(rig: Rig) -> None:
     """Kill one child of a worker, as the kernel does when memory is short."""
-    children = _children(rig.chance.choice(rig.of("worker")))
-    if not children:
-        return []
-    child = rig.chance.choice(children)
-    os.kill(child, signal.SIGKILL)
-    return [child]
+    if children := _children(rig.chance.choice(rig.of("worker"))):
+        os.kill(rig.chance.choice(children), signal.SIGKILL)
 
 
 def _children(role: Role) -> list[int]:
@@ -88,16 +71,15 @@ def _children(role: Role) -> list[int]:
 
 
 def _die_at(point: str) -> Fault:
-    def die(rig: Rig) -> list[int]:
+    def die(rig: Rig) -> None:
         """Let the next process that comes to a place in the code die there."""
         arm(rig.points, point, signal.SIGKILL)
         until = time.monotonic() + PATIENCE
-        while (pid := who(rig.points, point)) is None and time.monotonic() < until:
+        while who(rig.points, point) is None and time.monotonic() < until:
             rig.keep_running()
             time.sleep(0.05)
         disarm(rig.points, point)
         (rig.points / f"{point}.taken").unlink(missing_ok=True)
-        return [pid] if pid else []
 
     return die
 
@@ -105,47 +87,43 @@ def _die_at(point: str) -> Fault:
 # Stopped ---------------------------------------------------------------------------------------------------------
 
 
-def stop_worker(rig: Rig) -> list[int]:
+def stop_worker(rig: Rig) -> None:
     """Stop a worker and its children past the lease, and let them go on."""
-    return _stop(rig, rig.chance.choice(rig.of("worker")), rig.options.lease + 3)
+    _stop(rig, rig.chance.choice(rig.of("worker")), rig.options.lease + 3)
 
 
-def stop_relay(rig: Rig) -> list[int]:
+def stop_relay(rig: Rig) -> None:
     """Stop a relay past the time for which it has what it claimed, and let it go on."""
-    return _stop(rig, rig.chance.choice(rig.of("relay")), rig.options.lease + 3)
+    _stop(rig, rig.chance.choice(rig.of("relay")), rig.options.lease + 3)
 
 
-def _stop(rig: Rig, role: Role, seconds: float) -> list[int]:
+def _stop(rig: Rig, role: Role, seconds: float) -> None:
     rig.signal(role, signal.SIGSTOP)
-    _wait(rig, seconds)
+    rig.wait(seconds)
     rig.signal(role, signal.SIGCONT)
-    return [role.pid]
 
 
-def stop_with_a_lock(rig: Rig) -> list[int]:
+def stop_with_a_lock(rig: Rig) -> None:
     """Stop one child of a worker, past the lease, while it has the lock of a row that others need."""
     point = "with a lock"
     arm(rig.points, point, signal.SIGSTOP)
-    _wait(rig, PATIENCE)
+    rig.wait(PATIENCE)
     if disarm(rig.points, point) or (pid := who(rig.points, point)) is None:
-        return []
-    _wait(rig, rig.options.lease + 3)
+        return
+    rig.wait(rig.options.lease + 3)
     os.kill(pid, signal.SIGCONT)
     (rig.points / f"{point}.taken").unlink(missing_ok=True)
-    return [pid]
 
 
-def pause_before_commit(rig: Rig) -> list[int]:
+def pause_before_commit(rig: Rig) -> None:
     """Stop a child of a worker for a second when it has completed a delivery and not committed. Several times."""
-    point, stopped = "completed", []
+    point = "completed"
     for _ in range(4):
         arm(rig.points, point, signal.SIGSTOP)
-        _wait(rig, 1)
+        rig.wait(1)
         if not disarm(rig.points, point) and (pid := who(rig.points, point)) is not None:
             os.kill(pid, signal.SIGCONT)
-            stopped.append(pid)
         (rig.points / f"{point}.taken").unlink(missing_ok=True)
-    return stopped
 
 
 def rolling_restart(rig: Rig) -> None:
@@ -157,7 +135,7 @@ def rolling_restart(rig: Rig) -> None:
                 role.popen.wait(30)
             except subprocess.TimeoutExpired:
                 rig.clear(role)
-        _wait(rig, 0.5)
+        rig.wait(0.5)
 
 
 # The broker ------------------------------------------------------------------------------------------------------
@@ -166,7 +144,7 @@ def rolling_restart(rig: Rig) -> None:
 def broker_away(rig: Rig) -> None:
     """Kill the broker, and start it again after some seconds, with what it had."""
     rig.servers["broker"].stop()
-    _wait(rig, 6)
+    rig.wait(6)
     rig.servers["broker"].start()
 
 
@@ -184,7 +162,7 @@ def broker_loses_some(rig: Rig) -> None:
 def probe_lost(rig: Rig) -> None:
     """Lose messages, and the probe that would tell of it: the next one has to."""
     with _a_queue(rig) as queue:
-        _wait(rig, PROBED)
+        rig.wait(PROBED)
         rig.servers["broker"].lose_some(queue)  # type: ignore[attr-defined]
         rig.servers["broker"].lose_some(queue, b"django_celery_signals.probe")  # type: ignore[attr-defined]
 
@@ -192,7 +170,7 @@ def probe_lost(rig: Rig) -> None:
 def published_twice(rig: Rig) -> None:
     """Publish everything twice, as senders do that were not sure."""
     (rig.points / TWICE).touch()
-    _wait(rig, 5)
+    rig.wait(5)
     (rig.points / TWICE).unlink()
 
 
@@ -215,23 +193,32 @@ def _a_queue(rig: Rig) -> Iterator[str]:
             rig.signal(role, signal.SIGCONT)
 
 
-def broker_cut(rig: Rig) -> None:
-    """Break off all connections to the broker."""
-    rig.proxies["broker"].cut()
+def _slow(use: str, seconds: float) -> Fault:
+    def slow(rig: Rig) -> None:
+        """Hold back all that goes to and from a server."""
+        rig.proxies[use].delay(seconds)
+        rig.wait(5)
+        rig.proxies[use].heal()
+
+    return slow
 
 
-def broker_slow(rig: Rig) -> None:
-    """Hold back all that goes to and from the broker."""
-    rig.proxies["broker"].delay(0.05)
-    _wait(rig, 5)
-    rig.proxies["broker"].heal()
+def _silent(use: str) -> Fault:
+    def silent(rig: Rig) -> None:
+        """Let a server take everything and answer nothing."""
+        rig.proxies[use].be_silent()
+        rig.wait(6)
+        rig.proxies[use].heal()
+
+    return silent
 
 
-def broker_silent(rig: Rig) -> None:
-    """Let the broker take everything and answer nothing."""
-    rig.proxies["broker"].be_silent()
-    _wait(rig, 6)
-    rig.proxies["broker"].heal()
+def _cut(use: str) -> Fault:
+    def cut(rig: Rig) -> None:
+        """Break off all connections to a server."""
+        rig.proxies[use].cut()
+
+    return cut
 
 
 # The database ----------------------------------------------------------------------------------------------------
@@ -249,34 +236,15 @@ def database_away(rig: Rig) -> None:
 
 def _database_down(rig: Rig, seconds: float) -> None:
     rig.servers["database"].stop()
-    _wait(rig, seconds)
+    rig.wait(seconds)
     rig.servers["database"].start()
-
-
-def database_cut(rig: Rig) -> None:
-    """Break off all connections to the database."""
-    rig.proxies["database"].cut()
 
 
 def commit_cut(rig: Rig) -> None:
     """Break off a connection right after its COMMIT was sent: nobody knows how that ended. Several times."""
     for _ in range(5):
         rig.proxies["database"].cut_after(b"COMMIT")
-        _wait(rig, 0.4)
-    rig.proxies["database"].heal()
-
-
-def database_slow(rig: Rig) -> None:
-    """Hold back all that goes to and from the database."""
-    rig.proxies["database"].delay(0.01)
-    _wait(rig, 5)
-    rig.proxies["database"].heal()
-
-
-def database_silent(rig: Rig) -> None:
-    """Let the database take everything and answer nothing."""
-    rig.proxies["database"].be_silent()
-    _wait(rig, 6)
+        rig.wait(0.4)
     rig.proxies["database"].heal()
 
 
@@ -287,7 +255,7 @@ def late_commit(rig: Rig) -> None:
     rig.roles.append(late)
     rig.start(late)
     late.is_wanted = False  # a second time
-    _wait(rig, 5)
+    rig.wait(5)
 
 
 EVERYWHERE: dict[str, Fault] = {
@@ -306,19 +274,19 @@ EVERYWHERE: dict[str, Fault] = {
     "probe lost": probe_lost,
     "published twice": published_twice,
     "broker repeated": broker_repeats,
-    "broker cut": broker_cut,
-    "broker slow": broker_slow,
-    "broker silent": broker_silent,
+    "broker cut": _cut("broker"),
+    "broker slow": _slow("broker", 0.05),
+    "broker silent": _silent("broker"),
 }
 #: What needs a server, or several writers.
 SERVED: dict[str, Fault] = {
     "stopped with a lock": stop_with_a_lock,
     "database restarted": database_restarted,
     "database away": database_away,
-    "database cut": database_cut,
+    "database cut": _cut("database"),
     "commit cut": commit_cut,
-    "database slow": database_slow,
-    "database silent": database_silent,
+    "database slow": _slow("database", 0.01),
+    "database silent": _silent("database"),
     "late commit": late_commit,
 }
 #: What needs to know nothing of the system.

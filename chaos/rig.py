@@ -150,6 +150,13 @@ class Rig:
                 self.clear(role)
                 self.start(role)
 
+    def wait(self, seconds: float) -> None:
+        """Let time pass, while processes that end are started again."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.keep_running()
+            time.sleep(0.1)
+
     def clear(self, role: Role) -> None:
         """Kill what is left of a process's group."""
         if role.popen is not None:

@@ -50,10 +50,7 @@ def _torment(rig: Rig, show: Show) -> list[Happened]:
         name = waiting.pop()
         show(name, committed, rig.options.events)
         happened.append(inject(rig, name))
-        until = time.monotonic() + rig.chance.uniform(*rig.options.calm)
-        while time.monotonic() < until:
-            rig.keep_running()
-            time.sleep(0.1)
+        rig.wait(rig.chance.uniform(*rig.options.calm))
         committed = ledger.committed_so_far(rig.ledger)
     return happened
 

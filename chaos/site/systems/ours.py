@@ -67,4 +67,4 @@ def open_count() -> int:
 def left() -> list[dict[str, Any]]:
     """Return what is open, and what was given up with the type of its error."""
     rows = deliveries("default").values_list("state", "error_type")
-    return [{"given_up": state == FAILED, "error": error} for state, error in rows]
+    return [{"given_up": state == FAILED, "error": (error or "").rpartition(".")[2]} for state, error in rows]
