@@ -13,6 +13,8 @@ import pytest
 from celery import Celery
 from celery._state import _on_app_finalizers
 from django.db import connections
+from django.db.models import signals
+from django.dispatch import Signal
 
 from tests import brokers, run
 from tests.brokers import Broker
@@ -89,6 +91,20 @@ def celery_app() -> Iterator[Celery]:
         app.conf.changes.update(saved)
         disconnect()
     brokers.forget_memory()
+
+
+@pytest.fixture(autouse=True)
+def all_disconnected(celery_app: Celery) -> Iterator[None]:
+    """No test leaves a receiver at a signal of Django's models: the tests after it would send to it."""
+    before = _connected()
+    yield
+    assert set() == _connected() - before
+
+
+def _connected() -> set[Any]:
+    theirs = {name: value for name, value in vars(signals).items() if isinstance(value, Signal)}
+    keys = {(name, receiver[0]) for name, signal in theirs.items() for receiver in signal.receivers}
+    return {(name, key) for name, key in keys if key[0] != "django_celery_signals.changes"}  # what is watched stays so
 
 
 @pytest.fixture
