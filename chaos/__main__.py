@@ -42,6 +42,7 @@ def main() -> int:
             calm=(arguments.calm, 3 * arguments.calm),
             receiver_faults=not arguments.good,
             long=0.0 if arguments.good else LONG,
+            most_open=arguments.most_open,
             system=system,
             interpreter=sys.executable if system == "ours" else str(arguments.peers),
         )
@@ -82,6 +83,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--fault", choices=FAULTS, action="append", help="may be repeated (all)")
     parser.add_argument("--calm", type=float, default=1.0, help="seconds between two faults, up to thrice as many (1)")
     parser.add_argument("--good", action="store_true", help="receivers neither raise nor kill, nor outlast a lease")
+    parser.add_argument("--most-open", type=int, default=200, help="what waits before senders pause (200)")
     parser.add_argument("--short", action="store_true", help=f"with few faults: {', '.join(SHORT)}")
     parser.add_argument("--system", choices=SYSTEMS, action="append", help="what is tormented; may be repeated (ours)")
     parser.add_argument(

@@ -6,7 +6,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 
@@ -31,6 +31,7 @@ class Run:
     """One run of a receiver, as it says itself."""
 
     pid: int
+    attempt: int
     started: float
     ended: float | None = None
     raised: bool = False  # on purpose: it is to run again
@@ -59,15 +60,14 @@ def read(folder: Path) -> Ledger:
                 ledger.rolled_back.add(int(number))
     for path in folder.glob("receiver-*.log"):
         open_runs: dict[int, Run] = {}
-        for word, number, *_, moment in _lines(path):
+        for word, number, attempt, moment in _lines(path):
             pid = int(path.name.split("-")[1])
             if word == "start":
                 if (cut_off := open_runs.pop(int(number), None)) is not None:
                     ledger.runs[int(number)].append(cut_off)
-                open_runs[int(number)] = Run(pid=pid, started=float(moment))
+                open_runs[int(number)] = Run(pid=pid, attempt=int(attempt), started=float(moment))
             elif (run := open_runs.pop(int(number), None)) is not None:
-                ended = Run(pid=pid, started=run.started, ended=float(moment), raised=word == "raised")
-                ledger.runs[int(number)].append(ended)
+                ledger.runs[int(number)].append(replace(run, ended=float(moment), raised=word == "raised"))
         for number, run in open_runs.items():
             ledger.runs[number].append(run)
     return ledger

@@ -23,7 +23,7 @@ from .servers import KINDS, MariaDB, Server, broker_url
 
 ROOT = Path(__file__).resolve().parent.parent
 GIVEN = "CHAOS_SITE"
-LONG = 0.002  # the part of the runs that take longer than a lease
+LONG = 0.0005  # the part of the runs that take longer than a lease
 
 
 @dataclass(kw_only=True)
@@ -52,10 +52,11 @@ class Options:
     events: int
     seed: int
     lease: float = 30.0  # seconds
-    busy: float = 0.2  # the part of what has a key that goes to one key
+    busy: float = 0.05  # the part of what has a key that goes to one key
     linger: float = 0.004  # seconds that a receiver takes, at most
     long: float = LONG
     pause: float = 0.004  # seconds between two sendings of a sender, at least
+    most_open: int = 200  # what waits before senders pause: what recovers is to be the fault, not a backlog
     control: str = ""
     system: str = "ours"
     interpreter: str = sys.executable  # of the site's processes: peers have an environment of their own
@@ -103,6 +104,7 @@ class Rig:
             "linger": self.options.linger,
             "long": self.options.long,
             "pause": self.options.pause,
+            "most_open": self.options.most_open,
             "control": self.options.control,
             "system": self.options.system,
             "library": dict(self.options.library),

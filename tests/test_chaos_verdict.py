@@ -12,7 +12,7 @@ from chaos.faults import Happened
 from chaos.ledger import Ledger, Run, Writer, read
 from chaos.verdict import COLUMNS, Site, Verdict, judge
 
-RUN = Run(pid=1, started=10.0, ended=11.0)
+RUN = Run(pid=1, attempt=0, started=10.0, ended=11.0)
 
 
 def happening(kind: str = "free", key: int | None = None, place: int | None = None) -> dict[str, Any]:
@@ -148,8 +148,8 @@ def test_fault(fault: Any) -> None:
 def test_what_was_asked_for() -> None:
     """A run that raised on purpose is no duplicate of the one that follows, nor is one that was cut off a success."""
     ledger, site = peace()
-    ledger.runs[1] = [Run(pid=1, started=9.0, ended=9.5, raised=True), RUN]
-    ledger.runs[2] = [Run(pid=1, started=9.0), RUN]
+    ledger.runs[1] = [Run(pid=1, attempt=0, started=9.0, ended=9.5, raised=True), RUN]
+    ledger.runs[2] = [Run(pid=1, attempt=0, started=9.0), RUN]
 
     verdict = judge(ledger, site, [])
 
@@ -161,8 +161,8 @@ def test_recovery() -> None:
     """What was open at a fault is timed from its end; what was over before, came later, or has an order, is not."""
     ledger, site = peace()
     ledger.committed |= {1: 12.0}  # after the fault
-    ledger.runs[2] = [Run(pid=1, started=3.0, ended=4.0)]  # before it
-    ledger.runs[8] = [Run(pid=1, started=15.0, ended=17.0)]
+    ledger.runs[2] = [Run(pid=1, attempt=0, started=3.0, ended=4.0)]  # before it
+    ledger.runs[8] = [Run(pid=1, attempt=0, started=15.0, ended=17.0)]
     ledger.committed |= {8: 9.0, 9: 9.0}
     ledger.runs[9] = [RUN]
     site.happenings.update({8: happening(), 9: happening()})
@@ -179,13 +179,17 @@ def test_ledger(tmp_path: Path) -> None:
     sender, receiver = Writer(tmp_path, "sender"), Writer(tmp_path, "receiver")
     for word, number in (("attempt", 1), ("committed", 1), ("attempt", 2), ("rolled_back", 2), ("attempt", 3)):
         sender.write(word, number, safely=True)
-    for word, number in (("start", 1), ("raised", 1), ("start", 1), ("end", 1), ("start", 4), ("start", 5)):
-        receiver.write(word, number)
+    for word, number, attempt in (
+        *(("start", 1, 0), ("raised", 1, 0), ("start", 1, 1), ("end", 1, 1)),
+        *(("start", 4, 0), ("start", 5, 0)),
+    ):
+        receiver.write(word, number, attempt)
     with next(tmp_path.glob("receiver-*")).open("a") as file:
         file.write("end 5")
 
     ledger = read(tmp_path)
 
     assert ({1, 2, 3}, {1}, {2}) == (ledger.attempted, ledger.committed.keys(), ledger.rolled_back)
-    assert [(True, True), (True, False)] == [(run.ended is not None, run.raised) for run in ledger.runs[1]]
+    runs = [(run.attempt, run.ended is not None, run.raised) for run in ledger.runs[1]]
+    assert [(0, True, True), (1, True, False)] == runs
     assert [None, None] == [run.ended for number in (4, 5) for run in ledger.runs[number]]

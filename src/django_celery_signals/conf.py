@@ -31,7 +31,7 @@ class Settings:
     ] = ()  # left out of snapshots: "field" or "app.Model.field", beside the built-in words
     PUBLISH_TIMEOUT: float = 2.0  # seconds a request waits for the broker, at most
     FAST_PATH_LIMIT: int = 50  # durable deliveries of one commit that its process publishes; the relay does the rest
-    LEASE: float = 60.0  # seconds after which a receiver counts as crashed whose worker no longer renews them
+    LEASE: float = 25.0  # seconds after which a receiver counts as crashed whose worker no longer renews them
     EMBED_RELAY: bool = True  # run the relay in the main process of every worker
     ATOMIC_SAVES: bool = True  # save models with durable receivers in a transaction together with their deliveries
     FAILED_PAYLOAD_DAYS: float = 30.0  # after which a failed delivery keeps its cause, but no value any more

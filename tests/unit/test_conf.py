@@ -32,7 +32,7 @@ def test_defaults() -> None:
         "SENSITIVE_FIELDS": (),
         "PUBLISH_TIMEOUT": 2.0,
         "FAST_PATH_LIMIT": 50,
-        "LEASE": 60.0,
+        "LEASE": 25.0,
         "EMBED_RELAY": True,
         "ATOMIC_SAVES": True,
         "FAILED_PAYLOAD_DAYS": 30.0,

@@ -1,7 +1,8 @@
 """What is tormented: this library, and its peers, each behind the same few functions.
 
 A system's module has ``connect()``, which declares its receivers; ``relay()``, its process beside the workers;
-``open_count()``; and ``left()``, what it has not done at the end.
+``together()``, a context around many saves of a transaction; ``open_count()``; ``left()``, what it has not done at the
+end; and ``ORDERS``, whether it can take events in turn.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ The lease is the rig's, so that what recovers is compared at the same patience.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from chaos.site.models import Happening
 from chaos.site.receivers import receive
 
 ORDERS = False
+together = nullcontext
 GIVEN_UP = ("dead", "orphaned")
 
 

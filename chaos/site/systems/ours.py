@@ -10,11 +10,12 @@ from django.db.models.signals import post_save
 from chaos.site import controls, points
 from chaos.site.models import Happening
 from chaos.site.receivers import ATOMIC, receive
-from django_celery_signals import deliveries, receiver_task
+from django_celery_signals import batched, deliveries, receiver_task
 
 FAILED = 4  # a delivery's state
 OPTIONS: dict[str, Any] = {"sender": Happening, "atomic": ATOMIC, "max_retries": 20}
 ORDERS = controls.TURNS
+together = batched
 
 
 def connect() -> None:
