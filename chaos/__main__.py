@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .cells import ALL, BY_NAME
-from .faults import FAULTS, SHORT
+from .faults import FAULTS, PEERS, SHORT
 from .report import bounds, recoveries, table, write
 from .rig import LONG, Options
 from .round import play
@@ -38,7 +38,7 @@ def main() -> int:
             events=arguments.events,
             seed=arguments.seed,
             lease=arguments.lease,
-            faults=tuple(arguments.fault or (SHORT if arguments.short else ())),
+            faults=tuple(arguments.fault or (SHORT if arguments.short else PEERS if arguments.system else ())),
             calm=(arguments.calm, 3 * arguments.calm),
             receiver_faults=not arguments.good,
             long=0.0 if arguments.good else LONG,
@@ -85,7 +85,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--good", action="store_true", help="receivers neither raise nor kill, nor outlast a lease")
     parser.add_argument("--most-open", type=int, default=200, help="what waits before senders pause (200)")
     parser.add_argument("--short", action="store_true", help=f"with few faults: {', '.join(SHORT)}")
-    parser.add_argument("--system", choices=SYSTEMS, action="append", help="what is tormented; may be repeated (ours)")
+    parser.add_argument(
+        "--system",
+        choices=SYSTEMS,
+        action="append",
+        help="what is tormented, with faults that all can have; may be repeated (ours, with every fault)",
+    )
     parser.add_argument(
         "--peers", type=Path, default=Path(".venv-peers/bin/python"), help="interpreter that has the peers"
     )

@@ -6,15 +6,14 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from . import outages
 from .points import RELAY, SENDER, TWICE, WORKER, arm, disarm, who
 from .rig import Rig, Role
 
 PATIENCE = 4.0  # seconds for a process to come to a crash point
-PROBED = 14.0  # seconds after which a queue that stands still has been probed
 
 
 @dataclass(kw_only=True)
@@ -138,33 +137,7 @@ def rolling_restart(rig: Rig) -> None:
         rig.wait(0.5)
 
 
-# The broker ------------------------------------------------------------------------------------------------------
-
-
-def broker_away(rig: Rig) -> None:
-    """Kill the broker, and start it again after some seconds, with what it had."""
-    rig.servers["broker"].stop()
-    rig.wait(6)
-    rig.servers["broker"].start()
-
-
-def broker_wiped(rig: Rig) -> None:
-    """Lose all that the broker has."""
-    rig.servers["broker"].wipe()  # type: ignore[attr-defined]
-
-
-def broker_loses_some(rig: Rig) -> None:
-    """Lose the half of what waits in the broker."""
-    with _a_queue(rig) as queue:
-        rig.servers["broker"].lose_some(queue)  # type: ignore[attr-defined]
-
-
-def probe_lost(rig: Rig) -> None:
-    """Lose messages, and the probe that would tell of it: the next one has to."""
-    with _a_queue(rig) as queue:
-        rig.wait(PROBED)
-        rig.servers["broker"].lose_some(queue)  # type: ignore[attr-defined]
-        rig.servers["broker"].lose_some(queue, b"django_celery_signals.probe")  # type: ignore[attr-defined]
+# Sent ----------------------------------------------------------------------------------------------------------------
 
 
 def published_twice(rig: Rig) -> None:
@@ -174,84 +147,10 @@ def published_twice(rig: Rig) -> None:
     (rig.points / TWICE).unlink()
 
 
-def broker_repeats(rig: Rig) -> None:
-    """Let the broker have everything twice, as brokers do that were not sure."""
-    with _a_queue(rig) as queue:
-        rig.servers["broker"].repeat(queue)  # type: ignore[attr-defined]
-
-
-@contextmanager
-def _a_queue(rig: Rig) -> Iterator[str]:
-    """Stop the workers, so that something waits in the broker."""
-    for role in rig.of("worker"):
-        rig.signal(role, signal.SIGSTOP)
-    try:
-        time.sleep(1.5)
-        yield "chaos"
-    finally:
-        for role in rig.of("worker"):
-            rig.signal(role, signal.SIGCONT)
-
-
-def _slow(use: str, seconds: float) -> Fault:
-    def slow(rig: Rig) -> None:
-        """Hold back all that goes to and from a server."""
-        rig.proxies[use].delay(seconds)
-        rig.wait(5)
-        rig.proxies[use].heal()
-
-    return slow
-
-
-def _silent(use: str) -> Fault:
-    def silent(rig: Rig) -> None:
-        """Let a server take everything and answer nothing."""
-        rig.proxies[use].be_silent()
-        rig.wait(6)
-        rig.proxies[use].heal()
-
-    return silent
-
-
-def _cut(use: str) -> Fault:
-    def cut(rig: Rig) -> None:
-        """Break off all connections to a server."""
-        rig.proxies[use].cut()
-
-    return cut
-
-
-# The database ----------------------------------------------------------------------------------------------------
-
-
-def database_restarted(rig: Rig) -> None:
-    """Kill the database, and start it again."""
-    _database_down(rig, 5)
-
-
-def database_away(rig: Rig) -> None:
-    """Keep the database away for two leases, with receivers under way."""
-    _database_down(rig, 2 * rig.options.lease)
-
-
-def _database_down(rig: Rig, seconds: float) -> None:
-    rig.servers["database"].stop()
-    rig.wait(seconds)
-    rig.servers["database"].start()
-
-
-def commit_cut(rig: Rig) -> None:
-    """Break off a connection right after its COMMIT was sent: nobody knows how that ended. Several times."""
-    for _ in range(5):
-        rig.proxies["database"].cut_after(b"COMMIT")
-        rig.wait(0.4)
-    rig.proxies["database"].heal()
-
-
 def late_commit(rig: Rig) -> None:
     """Let a transaction on the busy key commit late."""
     number = str(rig.next_incarnation() << 32)
-    late = Role(name=f"late-{number}", command=lambda _: rig.python("-m", "chaos.site.roles", "late", number, "3"))
+    late = Role(name=f"late-{number}", command=lambda: rig.python("-m", "chaos.site.roles", "late", number, "3"))
     rig.roles.append(late)
     rig.start(late)
     late.is_wanted = False  # a second time
@@ -268,25 +167,25 @@ EVERYWHERE: dict[str, Fault] = {
     "relay stopped": stop_relay,
     "paused before commit": pause_before_commit,
     "rolling restart": rolling_restart,
-    "broker away": broker_away,
-    "broker wiped": broker_wiped,
-    "broker lost the half": broker_loses_some,
-    "probe lost": probe_lost,
+    "broker away": outages.broker_away,
+    "broker wiped": outages.broker_wiped,
+    "broker lost the half": outages.broker_loses_some,
+    "probe lost": outages.probe_lost,
     "published twice": published_twice,
-    "broker repeated": broker_repeats,
-    "broker cut": _cut("broker"),
-    "broker slow": _slow("broker", 0.05),
-    "broker silent": _silent("broker"),
+    "broker repeated": outages.broker_repeats,
+    "broker cut": outages.cut("broker"),
+    "broker slow": outages.slow("broker", 0.05),
+    "broker silent": outages.silent("broker"),
 }
 #: What needs a server, or several writers.
 SERVED: dict[str, Fault] = {
     "stopped with a lock": stop_with_a_lock,
-    "database restarted": database_restarted,
-    "database away": database_away,
-    "database cut": _cut("database"),
-    "commit cut": commit_cut,
-    "database slow": _slow("database", 0.01),
-    "database silent": _silent("database"),
+    "database restarted": outages.database_restarted,
+    "database away": outages.database_away,
+    "database cut": outages.cut("database"),
+    "commit cut": outages.commit_cut,
+    "database slow": outages.slow("database", 0.01),
+    "database silent": outages.silent("database"),
     "late commit": late_commit,
 }
 #: What needs to know nothing of the system.
@@ -308,6 +207,4 @@ def names_for(rig: Rig) -> list[str]:
     """Return the faults that a cell can have."""
     if rig.options.faults:
         return list(rig.options.faults)
-    if rig.options.system != "ours":  # the places are in this library's code
-        return list(PEERS)
     return [*EVERYWHERE, *(SERVED if "database" in rig.servers else ())]

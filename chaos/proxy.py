@@ -1,4 +1,4 @@
-"""A port in front of a server that misbehaves on purpose: it cuts, delays, or accepts and never answers."""
+"""A port in front of a server that misbehaves on purpose: it cuts, delays, refuses, or accepts and never answers."""
 
 from __future__ import annotations
 
@@ -12,22 +12,20 @@ from typing import Any
 class Proxy:
     """Passes everything on, until it is told to do otherwise."""
 
-    def __init__(self, port: int) -> None:
-        """Listen in front of a server on this machine."""
-        self._behind = ("127.0.0.1", port)
-        self._delay, self._silent, self._refusing = 0.0, False, False
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+        """Listen on a free port of this machine, in front of a server."""
+        self._behind = (host, port)
+        self._delay, self._silent = 0.0, False
         self._cuts_at = b""  # what a client says before it is cut off, once
         self._sockets: set[socket.socket] = set()
-        self._lock = threading.Lock()
-        self._listener = socket.socket()
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listener.bind(("127.0.0.1", 0))
-        self._listener.listen(128)
+        self._threads: list[threading.Thread] = []
+        self._ending, self._lock = threading.Event(), threading.Lock()
+        self._listener = _bound(0)
         self.port = int(self._listener.getsockname()[1])
-        self._start(self._accept)
+        self._listen()
 
     def cut(self) -> None:
-        """Break off all connections."""
+        """Break off all connections, as a restart of the server does."""
         with self._lock:
             sockets, self._sockets = self._sockets, set()
         for one in sockets:
@@ -46,38 +44,46 @@ class Proxy:
         self._silent = True
 
     def refuse(self) -> None:
-        """Break off all connections, and every new one at once."""
-        self._refusing = True
+        """Break off all connections, and refuse new ones."""
+        _end(self._listener)
         self.cut()
+        self._listener = _bound(self.port)  # bound but not listening: nobody else gets the port
 
     def heal(self) -> None:
-        """Pass everything on again; what was silent is broken off."""
-        was_silent, self._delay, self._silent, self._refusing, self._cuts_at = self._silent, 0.0, False, False, b""
-        if was_silent:
+        """Pass everything on again. What was delayed or silent is broken off: it would come late, or never."""
+        was_bad, self._delay, self._silent, self._cuts_at = self._delay or self._silent, 0.0, False, b""
+        if was_bad:
             self.cut()
+        if not self._listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            self._listen()
 
     def close(self) -> None:
         """End it."""
-        self._refusing = True
+        self._ending.set()
         _end(self._listener)
         self.cut()
+        for thread in self._threads:
+            thread.join(5)
+        self.cut()  # what was accepted meanwhile
+
+    def _listen(self) -> None:
+        self._listener.listen(128)
+        self._start(self._accept, self._listener)
 
     def _start(self, function: Any, *args: Any) -> None:
-        threading.Thread(target=function, args=args, daemon=True).start()
+        thread = threading.Thread(target=function, args=args, daemon=True)
+        self._threads = [*filter(threading.Thread.is_alive, self._threads), thread]
+        thread.start()
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         with suppress(OSError):
             while True:
-                client, _ = self._listener.accept()
-                if self._refusing:
-                    _end(client)
-                else:
-                    self._start(self._join, client)
+                client, _ = listener.accept()
+                self._join(client)
 
     def _join(self, client: socket.socket) -> None:
-        server = socket.socket()
         try:
-            server.connect(self._behind)
+            server = socket.create_connection(self._behind)
         except OSError:  # it is down
             _end(client)
             return
@@ -86,13 +92,13 @@ class Proxy:
         with self._lock:
             self._sockets |= {client, server}
         self._start(self._pass_on, server, client, False)
-        self._pass_on(client, server, True)
+        self._start(self._pass_on, client, server, True)
 
     def _pass_on(self, source: socket.socket, sink: socket.socket, is_client: bool) -> None:
         with suppress(OSError):
             while chunk := source.recv(65536):
                 if self._delay:
-                    time.sleep(self._delay)
+                    self._ending.wait(self._delay)
                 if self._silent:
                     continue
                 cuts = is_client and self._cuts_at and self._cuts_at in chunk
@@ -107,6 +113,13 @@ class Proxy:
             _end(one)
         with self._lock:
             self._sockets -= {source, sink}
+
+
+def _bound(port: int) -> socket.socket:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
+    return listener
 
 
 def _shut(one: socket.socket) -> None:

@@ -14,12 +14,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from .brokers import BROKERS, Broker
 from .cells import Cell
+from .databases import DATABASES
 from .proxy import Proxy
-from .servers import KINDS, MariaDB, Server, broker_url
+from .servers import Server
 
 ROOT = Path(__file__).resolve().parent.parent
 GIVEN = "CHAOS_SITE"
@@ -31,8 +34,7 @@ class Role:
     """A process that is to run, whatever happens to it."""
 
     name: str
-    command: Callable[[int], list[str]]  # given the number of its start
-    starts: int = 0
+    command: Callable[[], list[str]]
     popen: subprocess.Popen[bytes] | None = None
     is_wanted: bool = True
 
@@ -80,6 +82,10 @@ class Rig:
     incarnations: int = 0
 
     @property
+    def broker(self) -> Broker:
+        return cast(Broker, self.servers["broker"])
+
+    @property
     def ledger(self) -> Path:
         return self.folder / "ledger"
 
@@ -96,7 +102,7 @@ class Rig:
             "database": cell.database,
             "database_port": ports["database"].port if "database" in ports else "",
             "file": str(self.folder / "site.sqlite3"),
-            "broker": broker_url(cell.broker, ports["broker"].port),
+            "broker": self.broker.url(ports["broker"].port),
             "atomic": cell.atomic,
             "seed": self.options.seed,
             "lease": self.options.lease,
@@ -133,10 +139,9 @@ class Rig:
 
     def start(self, role: Role) -> None:
         """Start a process."""
-        role.starts += 1
         with (self.folder / f"{role.name}.log").open("ab") as log:
             role.popen = subprocess.Popen(
-                role.command(role.starts),
+                role.command(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -212,12 +217,12 @@ class Rig:
 
 def _roles(rig: Rig) -> Iterator[Role]:
     def role(name: str, *arguments: str) -> Role:
-        return Role(name=name, command=lambda _: rig.python("-m", "chaos.site.roles", *arguments))
+        return Role(name=name, command=lambda: rig.python("-m", "chaos.site.roles", *arguments))
 
     for number in range(2):
         yield Role(
             name=f"sender-{number}",
-            command=lambda _: rig.python("-m", "chaos.site.roles", "sender", str(rig.next_incarnation())),
+            command=lambda: rig.python("-m", "chaos.site.roles", "sender", str(rig.next_incarnation())),
         )
     if rig.options.system == "events":  # its relays are its workers
         yield from (role(f"worker-{number}", "relay") for number in range(2))
@@ -228,7 +233,7 @@ def _roles(rig: Rig) -> Iterator[Role]:
         options = ["--pool=prefork", "--concurrency=2", f"--hostname=chaos{number}@localhost", "--loglevel=WARNING"]
         options += ["--without-gossip", "--without-mingle", "--queues=chaos"]
         command = rig.python("-m", "celery", "--app=chaos.site", "worker", *options)
-        yield Role(name=f"worker-{number}", command=lambda _, command=command: command)  # type: ignore[misc]
+        yield Role(name=f"worker-{number}", command=partial(list, command))
 
 
 @contextmanager
@@ -241,30 +246,20 @@ def running(options: Options) -> Iterator[Rig]:
         stack.callback(_remove, rig)
         rig.ledger.mkdir()
         rig.points.mkdir()
-        kinds = {"database": options.cell.database, "broker": options.cell.broker}
+        kinds = {"database": DATABASES.get(options.cell.database), "broker": BROKERS[options.cell.broker]}
         for use, kind in kinds.items():
-            if kind in KINDS:
-                server = rig.servers[use] = KINDS[kind](folder=folder / kind)
+            if kind is not None:  # SQLite is none
+                server = rig.servers[use] = kind(folder=folder / use)
                 stack.callback(server.stop)
                 server.begin()
                 proxy = rig.proxies[use] = Proxy(server.port)
                 stack.callback(proxy.close)
-        _prepare(rig)
+        command = rig.python("-m", "chaos.site.roles", "prepare")
+        subprocess.run(command, cwd=ROOT, env=rig.environment(directly=True), check=True)
         rig.roles.extend(_roles(rig))
         stack.callback(lambda: [rig.clear(role) for role in rig.roles])
         rig.keep_running()
         yield rig
-
-
-def _prepare(rig: Rig) -> None:
-    database = rig.servers.get("database")
-    if isinstance(database, MariaDB):
-        import pymysql
-
-        with pymysql.connect(host="127.0.0.1", port=database.port, user="root") as connection:
-            connection.cursor().execute("CREATE DATABASE chaos CHARACTER SET utf8mb4")
-    command = rig.python("-m", "chaos.site.roles", "prepare")
-    subprocess.run(command, cwd=ROOT, env=rig.environment(directly=True), check=True)
 
 
 def _remove(rig: Rig) -> None:

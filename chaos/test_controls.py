@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from chaos.cells import BY_NAME
+from chaos.databases import FOLDERS
 from chaos.rig import Options
 from chaos.round import play
-from chaos.servers import FOLDERS, program
+from chaos.servers import program
 from tests.services import are_required
 
 SHORT: dict[str, Any] = {"events": 60, "seed": 7, "lease": 2, "patience": 8, "calm": (0.5, 1.0), "long": 0.0}

@@ -14,7 +14,8 @@ from django_celery_signals.durable.hold import Held
 from .crashes import FOLDER, reached
 
 
-def _around(owner: Any, name: str, before: str = "", after: str = "") -> None:
+def _around(owner: Any, name: str, before: str = "", after: str = "", found: str = "") -> None:
+    """Put points before a function, after it, and after it where it has returned something."""
     original = getattr(owner, name)
 
     @functools.wraps(original)
@@ -22,20 +23,10 @@ def _around(owner: Any, name: str, before: str = "", after: str = "") -> None:
         if before:
             reached(before)
         result = original(*args, **kwargs)
-        if after and result is not None:
+        if after:
             reached(after)
-        return result
-
-    setattr(owner, name, wrapper)
-
-
-def _always(owner: Any, name: str, after: str) -> None:
-    original = getattr(owner, name)
-
-    @functools.wraps(original)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        reached(after)
+        if found and result is not None:
+            reached(found)
         return result
 
     setattr(owner, name, wrapper)
@@ -58,14 +49,13 @@ def install() -> None:
     """Put the points into the library's functions."""
     _twice(handover, "apply")
     _twice(bulk, "apply")
-    _always(dispatch, "insert", "inserted")
-    _around(dispatch, "publish_or_leave", before="committed")
-    _always(dispatch, "publish_or_leave", "handed over")
-    _around(DeliveryQuerySet, "claim", after="claimed")
-    _around(bulk.Bulk, "publish", after="published")
-    _around(DeliveryQuerySet, "mark", after="marked")
-    _around(execution, "opened", after="opened")
-    _around(hold, "fold_in", after="folded")
-    _always(Held, "complete", "completed")
+    _around(dispatch, "insert", after="inserted")
+    _around(dispatch, "publish_or_leave", before="committed", after="handed over")
+    _around(DeliveryQuerySet, "claim", found="claimed")
+    _around(bulk.Bulk, "publish", found="published")
+    _around(DeliveryQuerySet, "mark", found="marked")
+    _around(execution, "opened", found="opened")
+    _around(hold, "fold_in", found="folded")
+    _around(Held, "complete", after="completed")
     _around(hold, "publish_next", before="before the next")
-    _always(execution, "_run", "over")
+    _around(execution, "_run", after="over")

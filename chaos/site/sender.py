@@ -22,7 +22,7 @@ from .systems import system
 logger = logging.getLogger("chaos.sender")
 
 KEYS, FOLDED_KEYS = 1000, 100
-MANY = 20  # happenings of an import
+MANY = 50  # happenings of an import
 
 
 class Sender:

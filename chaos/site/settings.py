@@ -44,6 +44,7 @@ _ENGINES: dict[str, dict[str, Any]] = {
             "connect_timeout": 5,
             "read_timeout": 60,
             "write_timeout": 60,
+            "ssl_disabled": True,  # or PyMySQL reads all of the system's certificates for every connection
             "init_command": f"SET SESSION idle_transaction_timeout = {IDLE}",
         },
     },

@@ -12,6 +12,7 @@ import pytest
 from django.db import connections
 from kombu import Queue
 
+from chaos.proxy import Proxy
 from django_celery_signals.durable.clock import In
 from django_celery_signals.durable.deliveries import State, deliveries
 from tests.brokers import Broker
@@ -28,8 +29,8 @@ from tests.durable_tasks import (
     take_long_outside,
     wait_until_done,
 )
-from tests.peers import Peer, in_front_of, settings_through
 from tests.processes import Process
+from tests.proxies import in_front_of, settings_through
 from tests.scene import REAL_PAUSES, Scene, each_pair
 from tests.waiting import wait_until
 
@@ -38,15 +39,14 @@ LEASE = 1  # seconds, in the processes
 
 
 @pytest.fixture
-def database(scene: Scene) -> Iterator[Peer]:
+def database(scene: Scene) -> Iterator[Proxy]:
     """A port in front of the database, by which the processes reach it."""
     settings = connections[scene.alias].settings_dict
-    peer = Peer(
-        settings["HOST"] or "127.0.0.1", int(settings["PORT"] or {"postgres": 5432, "mariadb": 3306}[scene.alias])
-    )
-    scene.ports[scene.alias] = peer.port
-    yield peer
-    peer.close()
+    port = int(settings["PORT"] or {"postgres": 5432, "mariadb": 3306}[scene.alias])
+    proxy = Proxy(port, settings["HOST"] or "127.0.0.1")
+    scene.ports[scene.alias] = proxy.port
+    yield proxy
+    proxy.close()
 
 
 @each_pair(("default", "redis"), *SERVERS)
@@ -68,7 +68,7 @@ def test_long_receiver(scene: Scene) -> None:
 
 @each_pair(*SERVERS)
 @pytest.mark.parametrize("end", ["after it", "in it"])
-def test_database_away(scene: Scene, database: Peer, tmp_path: Path, end: str) -> None:
+def test_database_away(scene: Scene, database: Proxy, tmp_path: Path, end: str) -> None:
     """While the database is away for longer than a lease, receivers go on: one without a transaction does not run
     again, one with a transaction does, and that counts as no attempt; nobody need be started again."""
     go = tmp_path / "go"
@@ -85,7 +85,7 @@ def test_database_away(scene: Scene, database: Peer, tmp_path: Path, end: str) -
     if end == "in it":
         go.touch()
         wait_until(lambda: are_over(scene, 2.5 * LEASE), what="more than another lease")
-    database.recover()
+    database.heal()
     scene.reports.wait_for("inside")
     go.touch()
 
@@ -170,13 +170,13 @@ def wipe(broker: Broker) -> None:
 def test_storm(scene: Scene) -> None:
     """After an outage of the broker under two relays, it has hardly more than one message for each of 3,000 events."""
     names = [f"{number}" for number in range(3000)]
-    with in_front_of(scene.broker) as peer:
-        peer.refuse()
-        relays = relays_through(peer, scene)
+    with in_front_of(scene.broker) as proxy:
+        proxy.refuse()
+        relays = relays_through(proxy, scene)
         with connected_to(quickly):
             place(scene.alias, names)
         wait_until(lambda: all(failures(relay) >= 3 for relay in relays), what="three tries of each relay")
-        peer.recover()
+        proxy.heal()
         wait_until(lambda: is_published(scene), timeout=60, what="the publication of all")
 
     ids = [message.headers["id"] for message in waiting(scene.broker) if message.task == quickly.name]
@@ -189,16 +189,16 @@ def test_storm(scene: Scene) -> None:
 def test_silence_in_a_batch(scene: Scene) -> None:
     """A broker that falls silent under two relays gets at most what each had under way once more; it runs once."""
     names, batch = [f"{number}" for number in range(200)], 20
-    with in_front_of(scene.broker) as peer:
-        peer.be_silent()
-        relays = relays_through(peer, scene, batch)
+    with in_front_of(scene.broker) as proxy:
+        proxy.be_silent()
+        relays = relays_through(proxy, scene, batch)
         with connected_to(quickly):
             place(scene.alias, names)
-        peer.recover()
+        proxy.heal()
         wait_until(scene.broker.message_count, what="the first messages")
-        peer.be_silent()
+        proxy.be_silent()
         wait_until(lambda: any(failures(relay) for relay in relays), what="the end of a batch")
-        peer.recover()
+        proxy.heal()
         wait_until(lambda: is_published(scene), what="the publication of all")
 
     worker = scene.worker()
@@ -208,10 +208,10 @@ def test_silence_in_a_batch(scene: Scene) -> None:
     worker.kill()
 
 
-def relays_through(peer: Peer, scene: Scene, batch: int = 500) -> list[Process]:
-    """Start two relays that reach the broker through a peer only."""
+def relays_through(proxy: Proxy, scene: Scene, batch: int = 500) -> list[Process]:
+    """Start two relays that reach the broker through a proxy only."""
     scene.keep = 60
-    through = replace(scene, celery=settings_through(peer, scene.broker))
+    through = replace(scene, celery=settings_through(proxy, scene.broker))
     return [through.relay(batch=batch) for _ in range(2)]
 
 
@@ -231,7 +231,7 @@ def received(worker: Process) -> dict[str, int]:
 
 
 @each_pair(*SERVERS)
-def test_database_stalls(scene: Scene, database: Peer, tmp_path: Path) -> None:
+def test_database_stalls(scene: Scene, database: Proxy, tmp_path: Path) -> None:
     """A database that answers nobody for longer than a lease, and breaks no connection, costs no living run."""
     go = tmp_path / "go"
     workers = [scene.worker(pool="prefork", concurrency=2, EMBED_RELAY=True) for _ in range(2)]
@@ -240,9 +240,9 @@ def test_database_stalls(scene: Scene, database: Peer, tmp_path: Path) -> None:
     for task in ("stay_inside", "stay_outside"):
         scene.reports.wait_for(task)
 
-    database.be_slow(2.5 * LEASE)
+    database.delay(2.5 * LEASE)
     wait_until(lambda: are_over(scene, 0), what="the end of the leases")
-    database.be_slow(0)
+    database.delay(0)
     wait_until(lambda: are_renewed(scene), what="renewal")
     go.touch()
 

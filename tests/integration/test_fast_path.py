@@ -15,6 +15,7 @@ from django.db.models.signals import post_save
 from django.dispatch import Signal
 from django.test import override_settings
 
+from chaos.proxy import Proxy
 from django_celery_signals import Relay, deliveries
 from django_celery_signals import breaker as breaker_module
 from django_celery_signals.durable.clock import In
@@ -23,8 +24,8 @@ from django_celery_signals.signals import event_lost
 from tests.brokers import Broker
 from tests.drain import arrived, run, waiting
 from tests.parameters import each_broker, each_database
-from tests.peers import Peer, in_front_of, settings_through
 from tests.project.celery import configure, disconnect
+from tests.proxies import in_front_of, settings_through
 from tests.receiving import Receiving, hearing
 from tests.shop.models import Tag
 
@@ -34,10 +35,10 @@ MANY = 20
 
 doorbell = Signal()
 
-FAULTS: dict[str, Callable[[Peer], None]] = {
-    "refused": Peer.refuse,
-    "silent": Peer.be_silent,
-    "slow": lambda peer: peer.be_slow(TIMEOUT / 2),
+FAULTS: dict[str, Callable[[Proxy], None]] = {
+    "refused": Proxy.refuse,
+    "silent": Proxy.be_silent,
+    "slow": lambda proxy: proxy.delay(TIMEOUT / 2),
 }
 each_fault = pytest.mark.parametrize("fault", FAULTS)
 
@@ -48,12 +49,12 @@ def durable(**more: int) -> override_settings:
 
 
 @pytest.fixture
-def peer(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Peer]:
+def proxy(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """Stands between the app and its broker."""
     monkeypatch.setattr(breaker_module, "FIRST_PAUSE", TIMEOUT)
-    with in_front_of(broker) as peer, durable():
-        configure(settings_through(peer, broker))
-        yield peer
+    with in_front_of(broker) as proxy, durable():
+        configure(settings_through(proxy, broker))
+        yield proxy
         disconnect()
 
 
@@ -77,19 +78,19 @@ def relay_all(app: Celery, alias: str) -> None:
 @each_broker("rabbitmq", "redis")
 @each_database("default", "postgres", "mariadb")
 def test_a_commit_is_bounded_and_loses_nothing(
-    alias: str, broker: Broker, connected: bool, fault: str, celery_app: Celery, peer: Peer, receiving: Receiving
+    alias: str, broker: Broker, connected: bool, fault: str, celery_app: Celery, proxy: Proxy, receiving: Receiving
 ) -> None:
     """A broker that refuses, hangs or is slow costs one PUBLISH_TIMEOUT, then nothing; the relay has the rest (H31)."""
     receiving(post_save, sender=Tag)
     before = save_tags(alias, 1) if connected else 0
-    FAULTS[fault](peer)
+    FAULTS[fault](proxy)
 
     with hearing(event_lost) as lost:
         first, second = save_tags(alias), save_tags(alias)
 
     assert ([], True, True) == (lost, first < BOUND, second < BOUND), (before, first, second)
     assert 2 * MANY + connected == deliveries(alias).count()
-    peer.recover()
+    proxy.heal()
     relay_all(celery_app, alias)
     events = {message.headers["id"] for message in waiting(broker)}
     assert set(deliveries(alias).values_list("event_id", flat=True)) == events
@@ -99,11 +100,11 @@ def test_a_commit_is_bounded_and_loses_nothing(
 @each_broker("rabbitmq", "redis")
 @each_database("postgres")
 def test_an_open_breaker_leaves_all_to_the_relay(
-    alias: str, broker: Broker, celery_app: Celery, peer: Peer, receiving: Receiving
+    alias: str, broker: Broker, celery_app: Celery, proxy: Proxy, receiving: Receiving
 ) -> None:
     """While the breaker is open rows are written as the relay's, so that nothing has to be taken back."""
     receiving(post_save, sender=Tag)
-    peer.be_silent()
+    proxy.be_silent()
     save_tags(alias, 1)
 
     with transaction.atomic(using=alias):

@@ -22,7 +22,8 @@ from django.test.utils import CaptureQueriesContext
 from kombu import Exchange, Queue
 from kombu.messaging import Producer
 
-from django_celery_signals import Relay
+from chaos.proxy import Proxy
+from django_celery_signals import Relay, conf
 from django_celery_signals.durable import bulk, relay
 from django_celery_signals.durable.deliveries import State, deliveries
 from django_celery_signals.durable.probe import TASK, probes
@@ -36,9 +37,9 @@ from tests.durable_tasks import connected_to, effects, inside, wait_until_done
 from tests.durable_tasks import place as send
 from tests.making import Tasks
 from tests.parameters import each_broker, each_database, each_durable_broker
-from tests.peers import Peer, in_front_of, settings_through
 from tests.processes import Processes
 from tests.project.celery import configure
+from tests.proxies import in_front_of, settings_through
 from tests.receiving import Receiving
 from tests.scene import Scene, each_pair
 from tests.waiting import wait_until
@@ -228,25 +229,25 @@ def are_sent(count: int) -> None:
 
 @pytest.mark.usefixtures("hasty")
 @each_broker("rabbitmq", "redis")
-@pytest.mark.parametrize("misbehave", [Peer.refuse, Peer.be_silent], ids=["refuses", "is silent"])
+@pytest.mark.parametrize("misbehave", [Proxy.refuse, Proxy.be_silent], ids=["refuses", "is silent"])
 def test_broker_that_is_away(
     celery_app: Celery,
     tasks: Tasks,
     broker: Broker,
-    misbehave: Callable[[Peer], None],
+    misbehave: Callable[[Proxy], None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """While the broker is away nothing is burnt and the relay only waits; when it is back, everything arrives once."""
-    with in_front_of(broker) as peer:
-        configure(settings_through(peer, broker))
+    with in_front_of(broker) as proxy:
+        configure(settings_through(proxy, broker))
         place("default", tasks.shared(), 5)
         with relaying(celery_app, idle=0.01):
             are_sent(5)  # and the connection is there
-            misbehave(peer)
+            misbehave(proxy)
             place("default", tasks.shared(), 50)
             wait_until(lambda: caplog.text.count("could not be published") >= 5, what="some tries")
             assert {"sent": 5, "ready": 50} == states("default")
-            peer.recover()
+            proxy.heal()
             are_sent(55)
 
     assert {(0, 0, 0)} == burnt("default")
@@ -265,12 +266,12 @@ def test_broker_that_breaks_off(
     def apply_and_cut(*args: Any, **options: Any) -> None:
         apply(*args, **options)
         if next(handed_over) == 200:
-            peer.cut()
+            proxy.cut()
 
     monkeypatch.setattr(bulk, "apply", apply_and_cut)
     place("default", tasks.shared(), 300)
-    with in_front_of(broker) as peer:
-        configure(settings_through(peer, broker))
+    with in_front_of(broker) as proxy:
+        configure(settings_through(proxy, broker))
         with relaying(celery_app, idle=0.01):
             are_sent(300)
 
@@ -284,9 +285,9 @@ def test_broker_that_is_slow(celery_app: Celery, tasks: Tasks, broker: Broker) -
     if broker.name == "redis" and not hasattr(Producer, "batch"):
         pytest.skip("kombu has no batches before 5.7")
     place("default", tasks.shared(), 400)
-    with in_front_of(broker) as peer:
-        configure(settings_through(peer, broker))
-        peer.be_slow(0.05)
+    with in_front_of(broker) as proxy:
+        configure(settings_through(proxy, broker))
+        proxy.delay(0.05)
         began = time.monotonic()
         assert 400 == published(celery_app)
 
@@ -353,7 +354,7 @@ def test_database_that_breaks_off(
         place(alias, tasks.shared())
         wait_until(lambda: [states("default"), states(alias)] == [{"sent": 1}, {"sent": 2}], what="the rest")
         upkeep = running._upkeep[alias]
-        assert upkeep._next[upkeep.expire] > time.monotonic() + 50
+        assert upkeep._next[upkeep.expire] > time.monotonic() + conf.get().LEASE / 2
 
     assert 3 == broker.message_count()
 

@@ -23,6 +23,7 @@ from django.test import AsyncClient, Client, TestCase, override_settings
 from django.test.utils import CaptureQueriesContext
 from django.urls import path
 
+from chaos.proxy import Proxy
 from django_celery_signals import PublishError, handover
 from django_celery_signals import breaker as breaker_module
 from django_celery_signals.publisher import Publisher, publisher
@@ -30,8 +31,8 @@ from django_celery_signals.signals import event_lost, event_sent
 from tests.brokers import Broker
 from tests.drain import arrived, drain, take
 from tests.parameters import each_broker, each_database, needs
-from tests.peers import Peer, in_front_of, settings_through
 from tests.project.celery import app, configure, disconnect
+from tests.proxies import in_front_of, settings_through
 from tests.receiving import Receiving, hearing
 from tests.shop.models import Customer, Order, RushOrder, Tag
 from tests.waiting import wait_until
@@ -669,10 +670,10 @@ class TestProject(TestCase):
 
 # A broker that is away ---------------------------------------------------------------------------------------------
 
-FAULTS: dict[str, Callable[[Peer], None]] = {
-    "refused": Peer.refuse,
-    "silent": Peer.be_silent,
-    "slow": lambda peer: peer.be_slow(TIMEOUT / 2),
+FAULTS: dict[str, Callable[[Proxy], None]] = {
+    "refused": Proxy.refuse,
+    "silent": Proxy.be_silent,
+    "slow": lambda proxy: proxy.delay(TIMEOUT / 2),
 }
 
 short = override_settings(DJANGO_CELERY_SIGNALS={"GUARANTEE": "on_commit", "PUBLISH_TIMEOUT": TIMEOUT})
@@ -680,12 +681,12 @@ each_fault = pytest.mark.parametrize("fault", FAULTS)
 
 
 @pytest.fixture
-def peer(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Peer]:
+def proxy(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """Stands between the app and its broker."""
     monkeypatch.setattr(breaker_module, "FIRST_PAUSE", 4 * TIMEOUT)  # longer than a test needs, on a busy machine, too
-    with in_front_of(broker) as peer, short:
-        configure(settings_through(peer, broker))
-        yield peer
+    with in_front_of(broker) as proxy, short:
+        configure(settings_through(proxy, broker))
+        yield proxy
         disconnect()
 
 
@@ -704,16 +705,18 @@ MANY = 30
 @each_fault
 @each_broker("rabbitmq", "redis")
 @pytest.mark.django_db(transaction=True)
-def test_broker_that_is_away_costs_a_bounded_time(broker: Broker, peer: Peer, receiving: Receiving, fault: str) -> None:
+def test_broker_that_is_away_costs_a_bounded_time(
+    broker: Broker, proxy: Proxy, receiving: Receiving, fault: str
+) -> None:
     """A commit of many messages never fails for the broker, and waits so long, and once, until it is back (H31)."""
     receiving(post_save, sender=Tag)
-    FAULTS[fault](peer)
+    FAULTS[fault](proxy)
 
     with hearing(event_lost) as lost, hearing(event_sent) as sent:
         first, second = save_tags(MANY), save_tags(MANY)
         errors = [told["error"] for told in lost]
         tried = ["circuit breaker" not in str(error) and "already" not in str(error) for error in errors]
-        peer.recover()
+        proxy.heal()
         wait_until(lambda: (save_tags(), sent)[1], what="the broker's recovery")
         after = save_tags(MANY)
 
@@ -729,11 +732,11 @@ def test_broker_that_is_away_costs_a_bounded_time(broker: Broker, peer: Peer, re
 @pytest.mark.parametrize("fault", ["refused", "silent"])
 @each_broker("rabbitmq", "redis")
 @pytest.mark.django_db(transaction=True)
-def test_second_host_takes_over(broker: Broker, peer: Peer, receiving: Receiving, fault: str) -> None:
+def test_second_host_takes_over(broker: Broker, proxy: Proxy, receiving: Receiving, fault: str) -> None:
     """When the first host of a broker refuses or never answers, the event goes to the second one in time (H31)."""
     receiving(post_save, sender=Tag)
-    FAULTS[fault](peer)
-    through = settings_through(peer, broker)
+    FAULTS[fault](proxy)
+    through = settings_through(proxy, broker)
     configure({**through, "broker_url": [through["broker_url"], broker.url]})
 
     with hearing(event_lost) as lost:
@@ -747,14 +750,14 @@ def test_second_host_takes_over(broker: Broker, peer: Peer, receiving: Receiving
 @each_broker("rabbitmq", "redis")
 @pytest.mark.django_db(transaction=True)
 def test_kept_connection_that_fails_costs_a_bounded_time(
-    broker: Broker, peer: Peer, receiving: Receiving, fault: str
+    broker: Broker, proxy: Proxy, receiving: Receiving, fault: str
 ) -> None:
     """A broker that goes away after it was there is bounded in the same way (H31)."""
     receiving(post_save, sender=Tag)
     save_tags()
-    FAULTS[fault](peer)
+    FAULTS[fault](proxy)
     if fault == "slow":
-        peer.be_slow(2 * TIMEOUT)
+        proxy.delay(2 * TIMEOUT)
 
     with hearing(event_lost) as lost:
         first, second = save_tags(MANY), save_tags(MANY)
@@ -766,11 +769,11 @@ def test_kept_connection_that_fails_costs_a_bounded_time(
 
 @each_broker("rabbitmq", "redis")
 @pytest.mark.django_db(transaction=True)
-def test_broker_that_becomes_slow_costs_a_bounded_time(broker: Broker, peer: Peer, receiving: Receiving) -> None:
+def test_broker_that_becomes_slow_costs_a_bounded_time(broker: Broker, proxy: Proxy, receiving: Receiving) -> None:
     """Messages that each take their time, though none too long, are bounded all together, commit by commit (H31)."""
     receiving(post_save, sender=Tag)
     save_tags()
-    peer.be_slow(TIMEOUT / 8)
+    proxy.delay(TIMEOUT / 8)
 
     with hearing(event_lost) as lost, hearing(event_sent) as sent:
         took = [save_tags(MANY) for _ in range(2)]
@@ -784,10 +787,10 @@ def test_broker_that_becomes_slow_costs_a_bounded_time(broker: Broker, peer: Pee
 @each_fault
 @each_broker("rabbitmq", "redis")
 @pytest.mark.django_db(transaction=True)
-def test_immediate_says_that_the_broker_is_away(peer: Peer, receiving: Receiving, fault: str) -> None:
+def test_immediate_says_that_the_broker_is_away(proxy: Proxy, receiving: Receiving, fault: str) -> None:
     """An immediate sending raises PublishError in bounded time, and at once the second time (H31)."""
     receiving(doorbell, guarantee="immediate")
-    FAULTS[fault](peer)
+    FAULTS[fault](proxy)
     took: list[float] = []
 
     for _ in range(2):
@@ -802,10 +805,10 @@ def test_immediate_says_that_the_broker_is_away(peer: Peer, receiving: Receiving
 
 @each_broker("rabbitmq", "redis")
 @pytest.mark.django_db(transaction=True)
-def test_failed_login_while_the_broker_is_away(peer: Peer, receiving: Receiving) -> None:
+def test_failed_login_while_the_broker_is_away(proxy: Proxy, receiving: Receiving) -> None:
     """A login that fails while the broker never answers fails like any other, in bounded time (H31, H43)."""
     receiving(user_login_failed)
-    peer.be_silent()
+    proxy.be_silent()
     start = time.monotonic()
 
     with hearing(event_lost) as lost:
@@ -818,14 +821,14 @@ def test_failed_login_while_the_broker_is_away(peer: Peer, receiving: Receiving)
 
 @each_broker("rabbitmq", "redis")
 @pytest.mark.django_db(transaction=True)
-def test_broker_that_was_restarted(broker: Broker, peer: Peer, receiving: Receiving) -> None:
+def test_broker_that_was_restarted(broker: Broker, proxy: Proxy, receiving: Receiving) -> None:
     """A kept connection that was broken off meanwhile is replaced: no event is lost (H31)."""
     receiving(post_save, sender=Tag)
 
     with hearing(event_lost) as lost:
         for _ in range(3):
             save_tags()
-            peer.cut()
+            proxy.cut()
 
     assert [] == lost
     publisher().lines(app).breaker.check()

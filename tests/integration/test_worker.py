@@ -13,11 +13,11 @@ from django.db import transaction
 from django.db.models.signals import post_save
 from django.utils import timezone
 
+from chaos.proxy import Proxy
 from django_celery_signals.wire import ARGUMENT
 from tests import worker_tasks
 from tests.brokers import Broker
 from tests.parameters import each_worker_broker, needs
-from tests.peers import Peer
 from tests.processes import Process, Processes
 from tests.reports import Reports, connected
 from tests.services import SERVICES, absent
@@ -143,18 +143,18 @@ def test_worker_stops_a_loop(start_worker: StartWorker, reports: Reports) -> Non
 def test_worker_waits_for_its_database(start_worker: StartWorker, reports: Reports) -> None:
     """A database that is down when the worker looks is not a row that is gone: the event is tried again."""
     parts = urlsplit(SERVICES["postgres"].url)
-    peer = Peer(parts.hostname or "127.0.0.1", parts.port or 5432)
-    netloc = parts.netloc.replace(parts.netloc.rpartition("@")[2], f"127.0.0.1:{peer.port}")
+    proxy = Proxy(parts.port or 5432, parts.hostname or "127.0.0.1")
+    netloc = parts.netloc.replace(parts.netloc.rpartition("@")[2], f"127.0.0.1:{proxy.port}")
     try:
         env = {SERVICES["postgres"].variable: parts._replace(netloc=netloc).geturl()}
         worker = start_worker(env=env)
-        peer.refuse()
+        proxy.refuse()
         with connected(post_save, note, sender=Tag):
             Tag.objects.using("postgres").create(name="patient")
         worker.wait_for("retry: Retry in")
         assert [] == reports.of("note")
-        peer.recover()
+        proxy.heal()
 
         assert ["patient"] == [facts["name"] for facts in reports.wait_for("note")]
     finally:
-        peer.close()
+        proxy.close()
