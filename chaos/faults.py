@@ -64,6 +64,13 @@ def kill_child(rig: Rig) -> None:
         os.kill(rig.chance.choice(children), signal.SIGKILL)
 
 
+def storm(rig: Rig) -> None:
+    """Kill one process after the other, every one to three seconds."""
+    for _ in range(8):
+        _kill(rig, rig.chance.choice(("sender", "relay", "worker")))
+        rig.wait(rig.chance.uniform(1, 3))
+
+
 def _children(role: Role) -> list[int]:
     found = subprocess.run(["pgrep", "-P", str(role.pid)], capture_output=True, text=True)
     return [int(pid) for pid in found.stdout.split()]
@@ -162,6 +169,7 @@ EVERYWHERE: dict[str, Fault] = {
     "relay killed": kill_relay,
     "worker killed": kill_worker,
     "child killed": kill_child,
+    "killed again and again": storm,
     **{f"died {point}": _die_at(point) for point in (*SENDER, *RELAY, *WORKER)},
     "worker stopped": stop_worker,
     "relay stopped": stop_relay,
@@ -190,7 +198,8 @@ SERVED: dict[str, Fault] = {
 }
 #: What needs to know nothing of the system.
 PEERS = (
-    *("sender killed", "relay killed", "worker killed", "child killed", "worker stopped", "rolling restart"),
+    *("sender killed", "relay killed", "worker killed", "child killed", "killed again and again"),
+    *("worker stopped", "rolling restart"),
     *("broker away", "broker wiped", "broker lost the half", "broker cut", "broker slow", "broker silent"),
     *("database restarted", "database cut", "commit cut", "database slow", "database silent"),
 )

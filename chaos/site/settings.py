@@ -50,7 +50,11 @@ _ENGINES: dict[str, dict[str, Any]] = {
     },
     "sqlite": {
         "ENGINE": "django.db.backends.sqlite3",
-        "OPTIONS": {"transaction_mode": "IMMEDIATE", "timeout": 20, "init_command": "PRAGMA journal_mode=WAL"},
+        "OPTIONS": {
+            "transaction_mode": "IMMEDIATE",
+            "timeout": 20,
+            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL",
+        },
     },
 }
 _database = CHAOS.get("database", "sqlite")

@@ -15,7 +15,7 @@ from django.db import transaction
 from django.db.models.signals import post_save
 
 from chaos.site.models import Happening
-from chaos.site.receivers import Raised, receive
+from chaos.site.receivers import LEASE, Raised, receive
 
 ORDERS = False
 together = nullcontext
@@ -38,8 +38,9 @@ def connect() -> None:
 
 
 def relay() -> None:
-    """Relay, as quick to recover as its options allow."""
-    call_command("celery_outbox_relay", idle_time=0.2, backoff_time=5, broker_outage_cooldown=5.0, max_retries=100)
+    """Relay, as quick to recover as its options allow: it takes what a dead one had after a lease, not 300 s."""
+    quick = {"idle_time": 0.2, "backoff_time": 5, "broker_outage_cooldown": 5.0, "stale_timeout_seconds": int(LEASE)}
+    call_command("celery_outbox_relay", max_retries=100, **quick)
 
 
 def open_count() -> int:
