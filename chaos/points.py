@@ -5,7 +5,9 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-TWICE = "twice"  # no point: the name of the file that says that everything is to be published twice
+# No points, but names of files that say how all are to behave while they are there:
+TWICE = "twice"  # everything is published twice
+LONG = "long"  # every receiver takes longer than a lease
 
 SENDER = ("inserted", "committed", "handed over")
 RELAY = ("claimed", "published", "marked")

@@ -13,6 +13,11 @@ from django.conf import settings
 FOLDER = Path(settings.CHAOS.get("points", "/nonexistent"))
 
 
+def asked(what: str) -> bool:
+    """Tell whether the rig wants all to behave in some way."""
+    return (FOLDER / what).exists()
+
+
 def reached(point: str) -> None:
     """Die or stop here, if that is asked for."""
     path = FOLDER / point

@@ -14,6 +14,7 @@ from django.conf import settings
 from django.db.models import F
 
 from chaos.ledger import Writer
+from chaos.points import LONG
 
 from . import crashes
 from .models import Effect, Happening, Tally
@@ -21,7 +22,7 @@ from .models import Effect, Happening, Tally
 FOLDER = Path(settings.CHAOS.get("ledger", "."))
 SEED, LEASE = settings.CHAOS.get("seed", 0), settings.CHAOS.get("lease", 30)
 FAULTS = settings.CHAOS.get("receiver_faults", True)  # whether one of a hundred raises, and one kills its process
-LONG = settings.CHAOS.get("long", 0.0)  # the part of the runs that take longer than a lease
+OFTEN_LONG = settings.CHAOS.get("long", 0.0)  # the part of the runs that take longer than a lease
 ATOMIC = settings.CHAOS.get("atomic", True)
 TALLIES = 20
 
@@ -51,7 +52,7 @@ def receive(instance: Happening, stands_for: int = 1) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         ledger().write("raised", number, _attempt())
         raise Raised(f"{number} is to be run again")
-    if 0.02 < fate < 0.02 + LONG:
+    if 0.02 < fate < 0.02 + OFTEN_LONG or crashes.asked(LONG):
         time.sleep(LEASE * 1.6)  # without a lock, or all others would soon wait for this one
     Tally.objects.filter(pk=number % TALLIES + 1).update(runs=F("runs") + 1)
     crashes.reached("with a lock")
