@@ -213,7 +213,13 @@ FAULTS = EVERYWHERE | SERVED | {"nothing": lambda rig: None}
 
 
 def names_for(rig: Rig) -> list[str]:
-    """Return the faults that a cell can have."""
-    if rig.options.faults:
-        return list(rig.options.faults)
-    return [*EVERYWHERE, *(SERVED if "database" in rig.servers else ())]
+    """Return those of the faults asked for that a cell can have.
+
+    Raises:
+        ValueError: when there are none.
+    """
+    asked = rig.options.faults or tuple(EVERYWHERE | SERVED)
+    able = [name for name in asked if name not in SERVED or "database" in rig.servers]
+    if not able:
+        raise ValueError(f"{rig.options.cell.name} has no server of a database for {', '.join(asked)}; choose others.")
+    return able
