@@ -21,8 +21,8 @@ from .verdict import Verdict
 SYSTEMS = {"ours": "django-celery-signals", "outbox": "django-celery-outbox", "events": "django-domain-events"}
 
 #: What must be zero: in every cell, and where receivers have a transaction.
-ALWAYS = ("lost", "ghosts", "stuck", "failed", "quarantined")
-ATOMIC = ("duplicate_effects", "order_inversions", "overlaps")
+ALWAYS = ("lost", "ghosts", "stuck", "failed", "quarantined", "deaths")
+ATOMIC = ("duplicate_effects", "order_inversions", "overlaps", "needless_runs")
 
 
 def main() -> int:
@@ -41,7 +41,7 @@ def main() -> int:
             faults=tuple(arguments.fault or (SHORT if arguments.short else PEERS if arguments.system else ())),
             calm=(arguments.calm, 3 * arguments.calm),
             receiver_faults=not arguments.good,
-            long=0.0 if arguments.good else LONG,
+            long=0.0 if arguments.good or arguments.system else LONG,
             most_open=arguments.most_open,
             system=system,
             interpreter=sys.executable if system == "ours" else str(arguments.peers),
@@ -55,8 +55,7 @@ def main() -> int:
 
             verdicts[name] = play(options, show)
         print(f"\n{table({name: verdicts[name]})}\n\n{recoveries(verdicts[name])}\n", flush=True)
-        asked = {name: str(value) for name, value in vars(arguments).items() if name != "results"}
-        write(arguments.results, verdicts, asked)
+        write(arguments.results, name, verdicts[name], {"command": " ".join(["python -m chaos", *sys.argv[1:]])})
     print(table(verdicts), bounds(verdicts), sep="\n\n")
     bad = [f"{name}: {column}={count}" for name, verdict in verdicts.items() for column, count in _bad(name, verdict)]
     print(f"chaos: {', '.join(bad) or 'zero in every column that must be'}", flush=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,12 +22,16 @@ class Broker(Server):
         """Lose everything, queues as well."""
         raise NotImplementedError
 
-    def lose_some(self, queue: str, about: bytes = b"") -> None:
-        """Lose the half of a queue, or what is about something."""
+    def waiting(self, queue: str) -> int:
+        """Return how many messages wait in a queue, or are with a worker as far as it tells."""
         raise NotImplementedError
 
-    def repeat(self, queue: str) -> None:
-        """Have every message of a queue twice."""
+    def lose_some(self, queue: str, about: bytes = b"") -> int:
+        """Lose the half of a queue, or what is about something; return how many messages that were."""
+        raise NotImplementedError
+
+    def repeat(self, queue: str) -> int:
+        """Have every message of a queue twice; return how many there were."""
         raise NotImplementedError
 
 
@@ -62,20 +66,24 @@ class Redis(Broker):
         """Lose everything."""
         self.client().flushall()
 
-    def lose_some(self, queue: str, about: bytes = b"") -> None:
-        """Lose the half of a queue, or what is about something."""
-        client = self.client()
-        if not about:
-            client.ltrim(queue, 0, max(0, client.llen(queue) // 2 - 1))
-        for message in client.lrange(queue, 0, -1) if about else ():
-            if about in message:
-                client.lrem(queue, 1, message)
+    def waiting(self, queue: str) -> int:
+        """Return how many messages wait in a queue, or are with a worker."""
+        return self.client().llen(queue) + self.client().hlen("unacked")
 
-    def repeat(self, queue: str) -> None:
-        """Have every message of a queue twice."""
+    def lose_some(self, queue: str, about: bytes = b"") -> int:
+        """Lose the half of a queue, or what is about something; return how many messages that were."""
         client = self.client()
-        if messages := client.lrange(queue, 0, -1):
+        messages = client.lrange(queue, 0, -1)
+        lost = [message for message in messages if about in message] if about else messages[::2]
+        return sum(client.lrem(queue, 1, message) for message in lost)
+
+    def repeat(self, queue: str) -> int:
+        """Have every message of a queue twice; return how many there were."""
+        client = self.client()
+        messages = client.lrange(queue, 0, -1)
+        if messages:
             client.rpush(queue, *messages)
+        return len(messages)
 
 
 @dataclass(kw_only=True)
@@ -83,6 +91,7 @@ class RabbitMQ(Broker):
     """RabbitMQ, a node with a name of its own."""
 
     distribution: int = field(default_factory=free_port)
+    names: int = field(default_factory=free_port)
 
     def url(self, port: int) -> str:
         """Return Celery's address of it, at a port of a proxy."""
@@ -106,12 +115,21 @@ class RabbitMQ(Broker):
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
             "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),
             "RABBITMQ_CONF_ENV_FILE": "/dev/null",
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 -kernel inet_dist_use_interface {127,0,0,1}",
+            # A register of names of its own, which ends with it.
+            "ERL_EPMD_PORT": str(self.names),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_RELAXED_COMMAND_CHECK": "1",
         }
 
     def command(self) -> Sequence[str]:
         """Return what to execute."""
         return [self._program]
+
+    def end(self) -> None:
+        """End it, and the register of names that it has started."""
+        super().end()
+        self.run(program("epmd"), "-port", str(self.names), "-kill", check=False)
 
     def answers(self) -> bool:
         """Tell whether it can be used."""
@@ -130,24 +148,43 @@ class RabbitMQ(Broker):
         shutil.rmtree(self.folder / "mnesia", ignore_errors=True)
         self.start()
 
-    def lose_some(self, queue: str, about: bytes = b"") -> None:
-        """Lose the half of a queue, or what is about something."""
-        with closing(self._connection()) as connection:
-            channel = connection.channel()
-            count = channel.queue_declare(queue, passive=True).message_count
+    def waiting(self, queue: str) -> int:
+        """Return how many messages wait in a queue; it does not tell which are with a worker."""
+        with self._queue(queue) as (_, count):
+            return count
+
+    def lose_some(self, queue: str, about: bytes = b"") -> int:
+        """Lose the half of a queue, or what is about something; return how many messages that were."""
+        lost = 0
+        with self._queue(queue) as (channel, count):
             for _ in range(count if about else count // 2):
                 message = channel.basic_get(queue, no_ack=True)
                 if about and message is not None and about.decode() not in str(message.headers):
                     channel.basic_publish(message, routing_key=queue)
+                else:
+                    lost += message is not None
+        return lost
 
-    def repeat(self, queue: str) -> None:
-        """Have every message of a queue twice."""
-        with closing(self._connection()) as connection:
-            channel = connection.channel()
-            for _ in range(channel.queue_declare(queue, passive=True).message_count):
+    def repeat(self, queue: str) -> int:
+        """Have every message of a queue twice; return how many there were."""
+        with self._queue(queue) as (channel, count):
+            for _ in range(count):
                 if (message := channel.basic_get(queue, no_ack=True)) is not None:
                     channel.basic_publish(message, routing_key=queue)
                     channel.basic_publish(message, routing_key=queue)
+            return count
+
+    @contextmanager
+    def _queue(self, queue: str) -> Iterator[tuple[Any, int]]:
+        """Give a channel, and how many messages wait; none where there is no such queue."""
+        from amqp import NotFound
+
+        with closing(self._connection()) as connection:
+            try:
+                count = connection.channel().queue_declare(queue, passive=True).message_count
+            except NotFound:
+                count = 0
+            yield connection.channel(), count
 
 
 BROKERS: dict[str, type[Broker]] = {"redis": Redis, "rabbitmq": RabbitMQ}

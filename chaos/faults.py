@@ -4,175 +4,157 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
 
 from . import outages
 from .points import RELAY, SENDER, TWICE, WORKER, arm, disarm, who
+from .recovery import Happened
 from .rig import Rig, Role
+from .servers import children
 
 PATIENCE = 4.0  # seconds for a process to come to a crash point
+LATE = 20.0  # seconds for the late transaction to begin and to end, on a machine that is busy
+GRACE = 30.0  # seconds, at most, for which a relay of the library has what it has claimed
 
-
-@dataclass(kw_only=True)
-class Happened:
-    """A fault that was injected."""
-
-    name: str
-    began: float  # seconds of the clock
-    ended: float
-
-
-Fault = Callable[[Rig], None]
+Fault = Callable[[Rig], bool]  # tells whether it met anything
 
 
 def inject(rig: Rig, name: str) -> Happened:
     """Do one."""
     began = time.time()
-    FAULTS[name](rig)
-    return Happened(name=name, began=began, ended=time.time())
+    hit = FAULTS[name](rig)
+    ended = time.time()
+    return Happened(name=name, began=began, ended=ended, since=began if name in AT_ONCE else ended, hit=hit)
 
 
 # Killed ----------------------------------------------------------------------------------------------------------
 
 
-def _kill(rig: Rig, kind: str) -> None:
-    if roles := rig.of(kind):
-        rig.signal(rig.chance.choice(roles), signal.SIGKILL)
+def _kill(kind: str) -> Fault:
+    def kill(rig: Rig) -> bool:
+        """Kill a process and its children, with all that they hold."""
+        running = [role for role in rig.of(kind) if role.is_running()]
+        if running:
+            rig.signal(rig.chance.choice(running), signal.SIGKILL)
+        return bool(running)
+
+    return kill
 
 
-def kill_sender(rig: Rig) -> None:
-    """Kill a sender wherever it is."""
-    _kill(rig, "sender")
-
-
-def kill_relay(rig: Rig) -> None:
-    """Kill a relay wherever it is."""
-    _kill(rig, "relay")
-
-
-def kill_worker(rig: Rig) -> None:
-    """Kill a worker and its children, with all that they hold."""
-    _kill(rig, "worker")
-
-
-def kill_child(rig: Rig) -> None:
+def kill_child(rig: Rig) -> bool:
     """Kill one child of a worker, as the kernel does when memory is short."""
-    if children := _children(rig.chance.choice(rig.of("worker"))):
-        os.kill(rig.chance.choice(children), signal.SIGKILL)
+    found = children(rig.chance.choice(rig.of("worker")).pid)
+    return bool(found) and _send(rig.chance.choice(found), signal.SIGKILL)
 
 
-def storm(rig: Rig) -> None:
+def storm(rig: Rig) -> bool:
     """Kill one process after the other, every one to three seconds."""
+    hits = 0
     for _ in range(8):
-        _kill(rig, rig.chance.choice(("sender", "relay", "worker")))
+        hits += _kill(rig.chance.choice(("sender", "relay", "worker")))(rig)
         rig.wait(rig.chance.uniform(1, 3))
+    return hits > 0
 
 
-def _children(role: Role) -> list[int]:
-    found = subprocess.run(["pgrep", "-P", str(role.pid)], capture_output=True, text=True)
-    return [int(pid) for pid in found.stdout.split()]
+def _send(pid: int, number: signal.Signals) -> bool:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+        return True
+    return False
 
 
 def _die_at(point: str) -> Fault:
-    def die(rig: Rig) -> None:
+    def die(rig: Rig) -> bool:
         """Let the next process that comes to a place in the code die there."""
-        arm(rig.points, point, signal.SIGKILL)
-        until = time.monotonic() + PATIENCE
-        while who(rig.points, point) is None and time.monotonic() < until:
-            rig.keep_running()
-            time.sleep(0.05)
-        disarm(rig.points, point)
-        (rig.points / f"{point}.taken").unlink(missing_ok=True)
+        return _meet(rig, point, signal.SIGKILL, PATIENCE) is not None
 
     return die
+
+
+def _meet(rig: Rig, point: str, how: signal.Signals, seconds: float) -> int | None:
+    """Wait for a process to die or stop at a point, and return which did."""
+    arm(rig.points, point, how)
+    until = time.monotonic() + seconds
+    while who(rig.points, point) is None and time.monotonic() < until:
+        rig.keep_running()
+        time.sleep(0.05)
+    return disarm(rig.points, point)
 
 
 # Stopped ---------------------------------------------------------------------------------------------------------
 
 
-def stop_worker(rig: Rig) -> None:
+def stop_worker(rig: Rig) -> bool:
     """Stop a worker and its children past the lease, and let them go on."""
-    _stop(rig, rig.chance.choice(rig.of("worker")), rig.options.lease + 3)
-
-
-def stop_relay(rig: Rig) -> None:
-    """Stop a relay past the time for which it has what it claimed, and let it go on."""
-    _stop(rig, rig.chance.choice(rig.of("relay")), rig.options.lease + 3)
-
-
-def _stop(rig: Rig, role: Role, seconds: float) -> None:
+    role = rig.chance.choice(rig.of("worker"))
+    was_running = role.is_running()
     rig.signal(role, signal.SIGSTOP)
-    rig.wait(seconds)
-    rig.signal(role, signal.SIGCONT)
-
-
-def stop_with_a_lock(rig: Rig) -> None:
-    """Stop one child of a worker, past the lease, while it has the lock of a row that others need."""
-    point = "with a lock"
-    arm(rig.points, point, signal.SIGSTOP)
-    rig.wait(PATIENCE)
-    if disarm(rig.points, point) or (pid := who(rig.points, point)) is None:
-        return
     rig.wait(rig.options.lease + 3)
-    os.kill(pid, signal.SIGCONT)
-    (rig.points / f"{point}.taken").unlink(missing_ok=True)
+    rig.signal(role, signal.SIGCONT)
+    return was_running
 
 
-def pause_before_commit(rig: Rig) -> None:
+def _stop_at(point: str, seconds: Callable[[Rig], float], patience: float = PATIENCE) -> Fault:
+    def stop(rig: Rig) -> bool:
+        """Stop the next process that comes to a place in the code, and let it go on."""
+        if (pid := _meet(rig, point, signal.SIGSTOP, patience)) is None:
+            return False
+        rig.wait(seconds(rig))
+        _send(pid, signal.SIGCONT)
+        return True
+
+    return stop
+
+
+def pause_before_commit(rig: Rig) -> bool:
     """Stop a child of a worker for a second when it has completed a delivery and not committed. Several times."""
-    point = "completed"
-    for _ in range(4):
-        arm(rig.points, point, signal.SIGSTOP)
-        rig.wait(1)
-        if not disarm(rig.points, point) and (pid := who(rig.points, point)) is not None:
-            os.kill(pid, signal.SIGCONT)
-        (rig.points / f"{point}.taken").unlink(missing_ok=True)
+    pause = _stop_at("completed", lambda rig: 1.0, patience=1.0)
+    return sum(pause(rig) for _ in range(4)) > 0
 
 
-def rolling_restart(rig: Rig) -> None:
+def rolling_restart(rig: Rig) -> bool:
     """Restart every process, one after the other, as a deploy does."""
     for role in rig.roles:
-        if role.is_running() and role.popen is not None:
-            os.kill(role.pid, signal.SIGTERM)
-            try:
-                role.popen.wait(30)
-            except subprocess.TimeoutExpired:
-                rig.clear(role)
+        rig.stop(role, timeout=30)
+        role.is_wanted = True
         rig.wait(0.5)
+    return True
 
 
-# Sent ----------------------------------------------------------------------------------------------------------------
+# Sent ------------------------------------------------------------------------------------------------------------
 
 
-def published_twice(rig: Rig) -> None:
+def published_twice(rig: Rig) -> bool:
     """Publish everything twice, as senders do that were not sure."""
     (rig.points / TWICE).touch()
     rig.wait(5)
     (rig.points / TWICE).unlink()
+    return True
 
 
-def late_commit(rig: Rig) -> None:
+def late_commit(rig: Rig) -> bool:
     """Let a transaction on the busy key commit late."""
     number = str(rig.next_incarnation() << 32)
     late = Role(name=f"late-{number}", command=lambda: rig.python("-m", "chaos.site.roles", "late", number, "3"))
-    rig.roles.append(late)
     rig.start(late)
-    late.is_wanted = False  # a second time
-    rig.wait(5)
+    until = time.monotonic() + LATE
+    while late.is_running() and time.monotonic() < until:
+        rig.wait(0.5)
+    rig.clear(late)
+    return late.ended() == 0
 
 
 EVERYWHERE: dict[str, Fault] = {
-    "sender killed": kill_sender,
-    "relay killed": kill_relay,
-    "worker killed": kill_worker,
+    "sender killed": _kill("sender"),
+    "relay killed": _kill("relay"),
+    "worker killed": _kill("worker"),
     "child killed": kill_child,
     "killed again and again": storm,
     **{f"died {point}": _die_at(point) for point in (*SENDER, *RELAY, *WORKER)},
     "worker stopped": stop_worker,
-    "relay stopped": stop_relay,
+    "relay stopped": _stop_at("published", lambda rig: GRACE + 3),
     "paused before commit": pause_before_commit,
     "rolling restart": rolling_restart,
     "broker away": outages.broker_away,
@@ -187,7 +169,8 @@ EVERYWHERE: dict[str, Fault] = {
 }
 #: What needs a server, or several writers.
 SERVED: dict[str, Fault] = {
-    "stopped with a lock": stop_with_a_lock,
+    # Longer than the database lets a transaction do nothing: it takes the lock away.
+    "stopped with a lock": _stop_at("with a lock", lambda rig: rig.idle + 3),
     "database restarted": outages.database_restarted,
     "database away": outages.database_away,
     "database cut": outages.cut("database"),
@@ -203,13 +186,15 @@ PEERS = (
     *("broker away", "broker wiped", "broker lost the half", "broker cut", "broker slow", "broker silent"),
     *("database restarted", "database cut", "commit cut", "database slow", "database silent"),
 )
-#: A round of a minute.
+#: A round of a minute or two.
 SHORT = (
     *("sender killed", "worker killed", "died published", "died before the next", "worker stopped"),
     *("broker wiped", "published twice", "commit cut", "database restarted", "late commit"),
 )
-#: Only when asked for.
-FAULTS = EVERYWHERE | SERVED | {"nothing": lambda rig: None}
+FAULTS = EVERYWHERE | SERVED | {"nothing": lambda rig: True}  # the last only when asked for
+#: What need not end before things can go on.
+AT_ONCE = ("worker stopped", "relay stopped", "stopped with a lock", "paused before commit")
+LOCKS = ("stopped with a lock",)  # without a transaction there is none
 
 
 def names_for(rig: Rig) -> list[str]:
@@ -219,7 +204,11 @@ def names_for(rig: Rig) -> list[str]:
         ValueError: when there are none.
     """
     asked = rig.options.faults or tuple(EVERYWHERE | SERVED)
-    able = [name for name in asked if name not in SERVED or "database" in rig.servers]
+    able = [
+        name
+        for name in asked
+        if (name not in SERVED or "database" in rig.servers) and (name not in LOCKS or rig.options.cell.atomic)
+    ]
     if not able:
-        raise ValueError(f"{rig.options.cell.name} has no server of a database for {', '.join(asked)}; choose others.")
+        raise ValueError(f"{rig.options.cell.name} cannot have {', '.join(asked)}: it has no server or no locks.")
     return able

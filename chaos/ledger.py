@@ -30,8 +30,8 @@ class Writer:
 class Run:
     """One run of a receiver, as it says itself."""
 
-    pid: int
-    attempt: int
+    name: str  # which its effect has as well
+    attempt: int  # retries before it
     started: float
     ended: float | None = None
     raised: bool = False  # on purpose: it is to run again
@@ -39,10 +39,10 @@ class Run:
 
 @dataclass(kw_only=True)
 class Ledger:
-    """All that was noted."""
+    """All that was noted; of events by their numbers."""
 
-    attempted: set[int] = field(default_factory=set)
-    committed: dict[int, float] = field(default_factory=dict)  # number of an event -> when
+    attempted: dict[int, float] = field(default_factory=dict)  # when
+    committed: dict[int, float] = field(default_factory=dict)
     rolled_back: set[int] = field(default_factory=set)
     runs: dict[int, list[Run]] = field(default_factory=lambda: defaultdict(list))
 
@@ -51,26 +51,29 @@ def read(folder: Path) -> Ledger:
     """Read all files."""
     ledger = Ledger()
     for path in folder.glob("sender-*.log"):
-        for word, number, *_, moment in _lines(path):
-            if word == "attempt":
-                ledger.attempted.add(int(number))
-            elif word == "committed":
-                ledger.committed[int(number)] = float(moment)
-            else:
+        for word, number, moment in _lines(path):
+            if word == "rolled_back":
                 ledger.rolled_back.add(int(number))
+            else:
+                {"attempt": ledger.attempted, "committed": ledger.committed}[word][int(number)] = float(moment)
     for path in folder.glob("receiver-*.log"):
-        open_runs: dict[int, Run] = {}
-        for word, number, attempt, moment in _lines(path):
-            pid = int(path.name.split("-")[1])
-            if word == "start":
-                if (cut_off := open_runs.pop(int(number), None)) is not None:
-                    ledger.runs[int(number)].append(cut_off)
-                open_runs[int(number)] = Run(pid=pid, attempt=int(attempt), started=float(moment))
-            elif (run := open_runs.pop(int(number), None)) is not None:
-                ledger.runs[int(number)].append(replace(run, ended=float(moment), raised=word == "raised"))
-        for number, run in open_runs.items():
+        for number, run in _runs(path).values():
             ledger.runs[number].append(run)
+    for runs in ledger.runs.values():
+        runs.sort(key=lambda run: run.started)
     return ledger
+
+
+def _runs(path: Path) -> dict[str, tuple[int, Run]]:
+    """Return the runs of one process, by their names, each with the number of its event."""
+    runs: dict[str, tuple[int, Run]] = {}
+    for word, number, attempt, name, moment in _lines(path):
+        if word == "start":
+            runs[name] = int(number), Run(name=name, attempt=int(attempt), started=float(moment))
+        else:
+            ended = replace(runs[name][1], ended=float(moment), raised=word == "raised")
+            runs[name] = int(number), ended
+    return runs
 
 
 def committed_so_far(folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
@@ -16,7 +17,7 @@ class Proxy:
         """Listen on a free port of this machine, in front of a server."""
         self._behind = (host, port)
         self._delay, self._silent = 0.0, False
-        self._cuts_at = b""  # what a client says before it is cut off, once
+        self._cuts_at: re.Pattern[bytes] | None = None  # what a client says before it is cut off, once
         self._sockets: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._ending, self._lock = threading.Event(), threading.Lock()
@@ -24,16 +25,21 @@ class Proxy:
         self.port = int(self._listener.getsockname()[1])
         self._listen()
 
-    def cut(self) -> None:
-        """Break off all connections, as a restart of the server does."""
+    def cut(self) -> int:
+        """Break off all connections, as a restart of the server does; return how many sockets they had."""
         with self._lock:
             sockets, self._sockets = self._sockets, set()
         for one in sockets:
             _end(one)
+        return len(sockets)
 
-    def cut_after(self, said: bytes) -> None:
+    def cut_after(self, said: re.Pattern[bytes]) -> None:
         """Break off the next connection whose client says this: it is passed on, and the answer is not."""
         self._cuts_at = said
+
+    def has_cut(self) -> bool:
+        """Tell whether that has happened."""
+        return self._cuts_at is None
 
     def delay(self, seconds: float) -> None:
         """Hold every chunk back for a while, in both directions."""
@@ -50,9 +56,9 @@ class Proxy:
         self._listener = _bound(self.port)  # bound but not listening: nobody else gets the port
 
     def heal(self) -> None:
-        """Pass everything on again. What was delayed or silent is broken off: it would come late, or never."""
-        was_bad, self._delay, self._silent, self._cuts_at = self._delay or self._silent, 0.0, False, b""
-        if was_bad:
+        """Pass everything on again; what was silent is broken off, for nobody repeats what was swallowed."""
+        was_silent, self._delay, self._silent, self._cuts_at = self._silent, 0.0, False, None
+        if was_silent:
             self.cut()
         if not self._listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             self._listen()
@@ -101,9 +107,9 @@ class Proxy:
                     self._ending.wait(self._delay)
                 if self._silent:
                     continue
-                cuts = is_client and self._cuts_at and self._cuts_at in chunk
+                cuts = is_client and self._cuts_at is not None and self._cuts_at.search(chunk)
                 if cuts:
-                    self._cuts_at = b""
+                    self._cuts_at = None
                     _shut(source)  # first, or the answer would be faster
                 sink.sendall(chunk)
                 if cuts:

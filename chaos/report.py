@@ -1,15 +1,19 @@
-"""The results, as a table for people, as Markdown, and as JSON."""
+"""The results, as a table for people, as Markdown, and as JSON; what several commands have found stays side by side."""
 
 from __future__ import annotations
 
 import json
+import os
 import platform
+import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from .recovery import Spread
+from .rig import ROOT
 from .verdict import COLUMNS, Verdict
 
 PACKAGES = ("django", "celery", "kombu", "amqp", "redis", "psycopg", "pymysql")
@@ -17,15 +21,17 @@ PACKAGES = ("django", "celery", "kombu", "amqp", "redis", "psycopg", "pymysql")
 
 def table(verdicts: Mapping[str, Verdict]) -> str:
     """Return the columns of all cells, as Markdown, which can be read as it is."""
-    heads = ["cell", "events", *(name.replace("_", " ") for name in COLUMNS), "runs cut off", "faults", "minutes"]
+    names = (*COLUMNS, "killed_runs", "undone_runs", "deaths")
+    heads = ["cell", "events", *(_in_words(name) for name in names), "faults", "minutes"]
     lines = [heads]
     for name, verdict in verdicts.items():
-        numbers = [getattr(verdict, column) for column in COLUMNS]
-        cells = [name, verdict.committed, *numbers, verdict.killed_runs, sum(verdict.faults.values())]
-        lines.append(
-            [*(f"{cell:,}" if isinstance(cell, int) else cell for cell in cells), f"{verdict.seconds / 60:.1f}"]
-        )
+        numbers = [verdict.committed, *(getattr(verdict, name) for name in names), sum(verdict.faults.values())]
+        lines.append([name, *(f"{number:,}" for number in numbers), f"{verdict.seconds / 60:.1f}"])
     return _markdown(lines)
+
+
+def _in_words(name: str) -> str:
+    return {"killed_runs": "runs cut off", "undone_runs": "runs taken back"}.get(name, name.replace("_", " "))
 
 
 def bounds(verdicts: Mapping[str, Verdict]) -> str:
@@ -36,11 +42,20 @@ def bounds(verdicts: Mapping[str, Verdict]) -> str:
 
 def recoveries(verdict: Verdict) -> str:
     """Return the seconds after each fault, as Markdown."""
-    lines = [["fault", "times", "events that were open", "p50 s", "p99 s", "max s"]]
-    for name, found in verdict.recovery.items():
-        words = [name, verdict.faults.get(name, 0), found.count, found.p50, found.p99, found.most]
-        lines.append([f"{word:,}" if isinstance(word, int) else str(word) for word in words])
+    heads = ["open: events", "p50 s", "p99 s", "max s", "cut off: runs", "p50 s", "p99 s", "max s"]
+    lines = [["fault", "met something", *heads]]
+    for name in sorted(verdict.tried):
+        met = f"{verdict.faults.get(name, 0)} of {verdict.tried[name]}"
+        found = verdict.recovery.get(name)
+        spreads = (found.open, found.cut) if found is not None else (None, None)
+        lines.append([name, met, *(cell for spread in spreads for cell in _cells(spread))])
     return _markdown(lines)
+
+
+def _cells(spread: Spread | None) -> list[str]:
+    if spread is None:
+        return ["0", "", "", ""]
+    return [f"{spread.count:,}", str(spread.p50), str(spread.p99), str(spread.most)]
 
 
 def _markdown(lines: list[list[str]]) -> str:
@@ -50,20 +65,25 @@ def _markdown(lines: list[list[str]]) -> str:
     return "\n".join(f"| {line} |" for line in (head, rule, *rows))
 
 
-def write(folder: Path, verdicts: Mapping[str, Verdict], asked: Mapping[str, Any]) -> None:
-    """Write everything to ``results.json`` and ``results.md``."""
+def write(folder: Path, name: str, verdict: Verdict, asked: Mapping[str, Any]) -> None:
+    """Write what was found in a cell to files of its name, ``.json`` and ``.md``."""
     folder.mkdir(parents=True, exist_ok=True)
-    machine = {
+    path = folder / name.replace(", ", "-")
+    facts = {"asked": asked, **circumstances()}
+    path.with_suffix(".json").write_text(json.dumps({name: verdict.as_json(), **facts}, indent=1, default=str) + "\n")
+    lines = [f"- {what}: {fact}" for what, fact in facts.items()]
+    parts = [f"# {name}", "\n".join(lines), table({name: verdict}), bounds({name: verdict}), recoveries(verdict)]
+    path.with_suffix(".md").write_text("\n\n".join(parts) + "\n")
+
+
+def circumstances() -> dict[str, str]:
+    """Return when this is, where, and with which versions."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        **{name: version(name) for name in PACKAGES},
+        "commit": commit.stdout.strip() or "unknown",
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "versions": ", ".join(
+            [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)]
+        ),
     }
-    whole = {"asked": asked, "with": machine, "cells": {name: one.as_json() for name, one in verdicts.items()}}
-    (folder / "results.json").write_text(json.dumps(whole, indent=1, default=str) + "\n")
-    parts = [
-        table(verdicts),
-        bounds(verdicts),
-        *(f"## {name}\n\n{recoveries(verdict)}" for name, verdict in verdicts.items()),
-    ]
-    (folder / "results.md").write_text("\n\n".join(parts) + "\n")

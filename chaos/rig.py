@@ -25,7 +25,7 @@ from .proxy import Proxy
 from .servers import Server
 
 ROOT = Path(__file__).resolve().parent.parent
-GIVEN = "CHAOS_SITE"
+GIVEN, QUEUE = "CHAOS_SITE", "chaos"
 LONG = 0.0005  # the part of the runs that take longer than a lease
 
 
@@ -44,6 +44,10 @@ class Role:
 
     def is_running(self) -> bool:
         return self.popen is not None and self.popen.poll() is None
+
+    def ended(self) -> int | None:
+        """Return how it ended, if it did: the exit code, or minus the signal."""
+        return self.popen.poll() if self.popen is not None else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +84,12 @@ class Rig:
     roles: list[Role] = field(default_factory=list)
     chance: random.Random = field(default_factory=random.Random)
     incarnations: int = 0
+    deaths: list[str] = field(default_factory=list)  # of processes that nobody has ended
+
+    @property
+    def idle(self) -> int:
+        """Seconds for which a transaction may do nothing: its locks are then released. Longer than any receiver."""
+        return max(15, round(3 * self.options.lease))
 
     @property
     def broker(self) -> Broker:
@@ -106,6 +116,8 @@ class Rig:
             "atomic": cell.atomic,
             "seed": self.options.seed,
             "lease": self.options.lease,
+            "idle": self.idle,
+            "embedded": self.options.cell.broker == "redis",  # every worker is a relay as well, as by default
             "busy": self.options.busy,
             "linger": self.options.linger,
             "long": self.options.long,
@@ -154,6 +166,8 @@ class Rig:
         """Start again what has ended, as an init system does."""
         for role in self.roles:
             if role.is_wanted and not role.is_running():
+                if role.ended() not in (None, 0, -signal.SIGKILL):
+                    self.deaths.append(f"{role.name}: {role.ended()}")
                 self.clear(role)
                 self.start(role)
 
@@ -231,7 +245,7 @@ def _roles(rig: Rig) -> Iterator[Role]:
     # SQLite has one lock: a second worker would only wait for it.
     for number in range(1 if rig.options.cell.database == "sqlite" else 2):
         options = ["--pool=prefork", "--concurrency=2", f"--hostname=chaos{number}@localhost", "--loglevel=WARNING"]
-        options += ["--without-gossip", "--without-mingle", "--queues=chaos"]
+        options += ["--without-gossip", "--without-mingle", f"--queues={QUEUE}"]
         command = rig.python("-m", "celery", "--app=chaos.site", "worker", *options)
         yield Role(name=f"worker-{number}", command=partial(list, command))
 
@@ -250,7 +264,7 @@ def running(options: Options) -> Iterator[Rig]:
         for use, kind in kinds.items():
             if kind is not None:  # SQLite is none
                 server = rig.servers[use] = kind(folder=folder / use)
-                stack.callback(server.stop)
+                stack.callback(server.end)
                 server.begin()
                 proxy = rig.proxies[use] = Proxy(server.port)
                 stack.callback(proxy.close)

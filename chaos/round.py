@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import ledger
-from .faults import Happened, inject, names_for
-from .rig import ROOT, Options, Rig, running
+from .faults import inject, names_for
+from .recovery import Happened
+from .rig import QUEUE, ROOT, Options, Rig, running
 from .verdict import Site, Verdict, judge
 
 START = 20  # events that are committed before the first fault
-VISIBILITY = 30.0  # seconds after which Redis gives a message again that nobody has acknowledged
+TRIES = 6  # times that a fault is injected which has met nothing yet
+LONGEST = 1800.0  # seconds for a round to begin, and for it to end
 
 Show = Callable[[str, int, int], None]  # what happens, how much is done, of how much
 
@@ -31,45 +33,60 @@ def play(options: Options, show: Show) -> Verdict:
         happened = _torment(rig, show)
         _end(rig, show)
         verdict = judge(ledger.read(rig.ledger), _site(rig), happened)
+        verdict.deaths = len(rig.deaths)
     verdict.seconds = round(time.monotonic() - began, 1)
     return verdict
 
 
 def _torment(rig: Rig, show: Show) -> list[Happened]:
-    """Inject faults, each as often as the others, until so many events are committed and each was there once."""
+    """Inject faults, each as often as the others, until so many events are committed and each has met something."""
     names, happened, committed = names_for(rig), [], 0
     waiting: list[str] = []
+    until = time.monotonic() + LONGEST
     while committed < START:
+        if time.monotonic() > until:
+            raise TimeoutError(f"Nothing is committed; see the logs in {rig.folder}, with CHAOS_KEEP=1")
         rig.keep_running()
         show("beginning", committed, rig.options.events)
         time.sleep(0.5)
         committed = ledger.committed_so_far(rig.ledger)
-    while committed < rig.options.events or len(happened) < len(names):
+    while True:
         if not waiting:
-            waiting = rig.chance.sample(names, len(names))
+            open_ = {name for name in names if not _is_done(name, happened)}
+            if committed >= rig.options.events and not open_:
+                return happened
+            waiting = [
+                name for name in rig.chance.sample(names, len(names)) if committed < rig.options.events or name in open_
+            ]
         name = waiting.pop()
         show(name, committed, rig.options.events)
         happened.append(inject(rig, name))
         rig.wait(rig.chance.uniform(*rig.options.calm))
         committed = ledger.committed_so_far(rig.ledger)
-    return happened
+
+
+def _is_done(name: str, happened: Sequence[Happened]) -> bool:
+    """Tell whether a fault has met something, or has had its tries."""
+    hits = [fault.hit for fault in happened if fault.name == name]
+    return any(hits) or len(hits) >= TRIES
 
 
 def _end(rig: Rig, show: Show) -> None:
-    """Heal all, stop sending, and wait until nothing is open."""
+    """Heal all, stop sending, and wait until nothing is open, in the broker as well, or nothing happens any more."""
     rig.heal()
     rig.stop(*rig.of("sender"))
     patience = rig.options.patience or 4 * rig.options.lease + 60
-    last, since = (-1, -1), time.monotonic()
-    while time.monotonic() - since < patience:
+    last, since = (-1, -1, -1), time.monotonic()
+    until = since + LONGEST
+    while time.monotonic() < min(since + patience, until):
         rig.keep_running()
         left, effects = _ask(rig, "count")
+        waiting = rig.broker.waiting(QUEUE)
         show("settling", left, 0)
-        # Of a peer's, what is no row any more may still be in the broker.
-        if not left and (rig.options.system == "ours" or time.monotonic() - since > 2 * VISIBILITY):
+        if not left and not waiting:
             break
-        if (left, effects) != last:
-            last, since = (left, effects), time.monotonic()
+        if (left, effects, waiting) != last:
+            last, since = (left, effects, waiting), time.monotonic()
         time.sleep(1)
     rig.stop(*rig.roles)
 

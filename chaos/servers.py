@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -15,13 +16,16 @@ from pathlib import Path
 from typing import Any
 
 PATIENCE = 90.0  # seconds for a server to begin to answer
+PORTS = 20_000, 32_000  # below those that systems give to connections
 
 
 def free_port() -> int:
-    """Return a port that nobody uses."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """Return a port that nobody uses, and that no connection is given while the server is away."""
+    while True:
+        port = random.randrange(*PORTS)
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def program(name: str, *folders: str) -> str:
@@ -94,18 +98,31 @@ class Server:
             time.sleep(0.1)
 
     def stop(self) -> None:
-        """End it at once, as a power cut of its machine would end its processes."""
+        """End it and its children at once, as a power cut of its machine would."""
         if self._popen is None:
             return
+        for pid in (*children(self._popen.pid), self._popen.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         with suppress(ProcessLookupError):
             os.killpg(self._popen.pid, signal.SIGKILL)
         self._popen.wait()
         self._popen = None
 
-    def run(self, *command: str) -> None:
+    def end(self) -> None:
+        """Stop it for good."""
+        self.stop()
+
+    def run(self, *command: str, check: bool = True) -> None:
         """Execute one of the server's own tools."""
         environment = {**os.environ, **self.environment()}
-        subprocess.run(command, cwd=self.folder, env=environment, user=self.user, check=True, capture_output=True)
+        subprocess.run(command, cwd=self.folder, env=environment, user=self.user, check=check, capture_output=True)
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started; PostgreSQL's have groups of their own."""
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True)
+    return [int(child) for child in found.stdout.split()]
 
 
 def tried(act: Callable[[], Any]) -> bool:

@@ -2,50 +2,51 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from chaos.faults import Happened
 from chaos.ledger import Ledger, Run, Writer, read
+from chaos.recovery import Happened
 from chaos.verdict import COLUMNS, Site, Verdict, judge
 
-RUN = Run(pid=1, attempt=0, started=10.0, ended=11.0)
+RUN = Run(name="1-1", attempt=0, started=10.0, ended=11.0)
 
 
-def happening(kind: str = "free", key: int | None = None, place: int | None = None) -> dict[str, Any]:
-    return {"kind": kind, "key": key, "place": place}
+def happening(number: int, kind: str = "free", key: int | None = None, place: int | None = None) -> dict[str, Any]:
+    return {"number": number, "kind": kind, "key": key, "place": place}
 
 
 def effect(number: int, **columns: Any) -> dict[str, Any]:
-    row = {"number": number, "kind": "free", "key": None, "place": None, "stands_for": 1, "began": 10.0, "ended": 11.0}
-    return {**row, **columns}
+    row = {"number": number, "kind": "free", "key": None, "place": None, "stands_for": 1, "seen": None}
+    return {**row, "run": f"run of {number}", **columns}
+
+
+def left(number: int, *, given_up: bool = False, error: str = "") -> dict[str, Any]:
+    return {"number": number, "given_up": given_up, "error": error}
 
 
 def peace() -> tuple[Ledger, Site]:
-    """Return what is noted when nothing goes wrong: two of each kind, and one that was rolled back."""
-    happenings = {
-        1: happening(),
-        2: happening(),
-        3: happening("ordered", 7, 1),
-        4: happening("ordered", 7, 2),
-        5: happening("folded", 9, 1),
-        6: happening("folded", 9, 2),
-    }
-    effects = [
-        effect(1),
-        effect(2),
-        effect(3, kind="ordered", key=7, place=1),
-        effect(4, kind="ordered", key=7, place=2, began=11.0, ended=12.0),
-        effect(6, kind="folded", key=9, place=2, stands_for=2),
+    """Return what is noted when nothing goes wrong: some of each kind, and one that was rolled back."""
+    rows = [
+        *(happening(number) for number in (1, 2)),
+        *(happening(2 + place, "ordered", 7, place) for place in (1, 2)),
+        *(happening(4 + place, "folded", 9, place) for place in (1, 2, 3)),
     ]
-    ledger = Ledger(attempted={1, 2, 3, 4, 5, 6, 7}, rolled_back={7})
-    ledger.committed = dict.fromkeys(happenings, 9.0)
-    for number in (1, 2, 3, 4, 6):
-        ledger.runs[number] = [RUN]
-    return ledger, Site(happenings=happenings, effects=effects, left=[])
+    effects = [
+        *(effect(number) for number in (1, 2)),
+        *(effect(2 + place, kind="ordered", key=7, place=place, seen=place - 1) for place in (1, 2)),
+        effect(5, kind="folded", key=9, place=1, seen=0),
+        effect(7, kind="folded", key=9, place=3, stands_for=2, seen=1),
+    ]
+    ledger = Ledger(attempted=dict.fromkeys(range(1, 9), 8.0), rolled_back={8})
+    ledger.committed = dict.fromkeys(range(1, 8), 9.0)
+    for number in (1, 2, 3, 4, 5, 7):
+        ledger.runs[number] = [replace(RUN, name=f"run of {number}")]
+    return ledger, Site(happenings={row["number"]: row for row in rows}, effects=effects, left=[])
 
 
 def found(verdict: Verdict) -> dict[str, int]:
@@ -54,7 +55,11 @@ def found(verdict: Verdict) -> dict[str, int]:
 
 
 def lose(ledger: Ledger, site: Site) -> None:
-    site.effects.pop(0)
+    _drop(site, 1)
+
+
+def _drop(site: Site, number: int) -> None:
+    site.effects[:] = [effect for effect in site.effects if effect["number"] != number]
 
 
 def lose_folded(ledger: Ledger, site: Site) -> None:
@@ -64,15 +69,24 @@ def lose_folded(ledger: Ledger, site: Site) -> None:
 def forget(ledger: Ledger, site: Site) -> None:
     del site.happenings[1]
     del ledger.runs[1]
-    site.effects.pop(0)
+    _drop(site, 1)
 
 
 def haunt(ledger: Ledger, site: Site) -> None:
-    ledger.runs[7] = [RUN]
+    ledger.runs[8] = [RUN]
+
+
+def look_for(ledger: Ledger, site: Site) -> None:
+    site.left.append(left(8, given_up=True, error="InstanceMissing"))
+
+
+def say_and_do(ledger: Ledger, site: Site) -> None:
+    ledger.rolled_back.add(1)
+    del ledger.committed[1]
 
 
 def repeat(ledger: Ledger, site: Site) -> None:
-    site.effects.append(effect(1))
+    site.effects.append(effect(2))
 
 
 def repeat_folded(ledger: Ledger, site: Site) -> None:
@@ -80,48 +94,65 @@ def repeat_folded(ledger: Ledger, site: Site) -> None:
 
 
 def invert(ledger: Ledger, site: Site) -> None:
-    site.effects[2:4] = [
-        {**site.effects[3], "began": 10.0, "ended": 11.0},
-        {**site.effects[2], "began": 11.0, "ended": 12.0},
-    ]
+    site.effects[2]["seen"] = 2
 
 
 def overlap(ledger: Ledger, site: Site) -> None:
-    site.effects[3]["began"] = 10.9
+    site.effects[3]["seen"] = 0
 
 
 def stick(ledger: Ledger, site: Site) -> None:
-    lose(ledger, site)
-    site.left.append({"given_up": False, "error": None})
+    _drop(site, 2)
+    site.left.append(left(2))
+
+
+def stick_folded(ledger: Ledger, site: Site) -> None:
+    """One delivery is left, into which another is folded."""
+    _drop(site, 7)
+    site.left.append(left(7))
 
 
 def fail(ledger: Ledger, site: Site) -> None:
-    lose(ledger, site)
-    site.left.append({"given_up": True, "error": "ValueError"})
+    _drop(site, 2)
+    site.left.append(left(2, given_up=True, error="ValueError"))
 
 
 def quarantine(ledger: Ledger, site: Site) -> None:
-    lose(ledger, site)
-    site.left.append({"given_up": True, "error": "WorkerLost"})
+    _drop(site, 2)
+    site.left.append(left(2, given_up=True, error="WorkerLost"))
+
+
+def fail_late(ledger: Ledger, site: Site) -> None:
+    """What is left has its effect: it excuses nothing else."""
+    site.left.append(left(4, given_up=True, error="ValueError"))
+
+
+def cut_off(ledger: Ledger, site: Site) -> None:
+    ledger.runs[2].insert(0, replace(RUN, ended=None))
 
 
 def run_again(ledger: Ledger, site: Site) -> None:
-    ledger.runs[1] = [RUN, RUN]
+    ledger.runs[2].append(replace(RUN, ended=None))
 
 
 FAULTS = {
-    lose: "lost",
-    lose_folded: "lost",
-    forget: "lost",
-    haunt: "ghosts",
-    repeat: "duplicate_effects",
-    repeat_folded: "duplicate_effects",
-    invert: "order_inversions",
-    overlap: "overlaps",
-    stick: "stuck",
-    fail: "failed",
-    quarantine: "quarantined",
-    run_again: "duplicate_runs",
+    lose: {"lost": 1},
+    lose_folded: {"lost": 1},
+    forget: {"lost": 1},
+    haunt: {"ghosts": 1},
+    look_for: {"ghosts": 1},
+    say_and_do: {"ghosts": 1},
+    repeat: {"duplicate_effects": 1},
+    repeat_folded: {"duplicate_effects": 1},
+    invert: {"order_inversions": 1},
+    overlap: {"overlaps": 1},
+    stick: {"stuck": 1},
+    stick_folded: {"stuck": 1},
+    fail: {"failed": 1},
+    quarantine: {"quarantined": 1},
+    fail_late: {"failed": 1},
+    cut_off: {"duplicate_runs": 1},
+    run_again: {"duplicate_runs": 1, "needless_runs": 1},
 }
 
 
@@ -130,48 +161,94 @@ def test_peace() -> None:
     verdict = judge(*peace(), [])
 
     assert {} == found(verdict)
-    assert (6, 0.5) == (verdict.committed, verdict.bound("lost"))
+    bounds = {column: verdict.bound(column) for column in ("lost", "ghosts", "overlaps")}
+    assert (7, {"lost": 3 / 7, "ghosts": 3.0, "overlaps": 3 / 4}) == (verdict.committed, bounds)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_fault(fault: Any) -> None:
     """Whatever goes wrong is counted once, in its own column."""
-    ledger, site = deepcopy(peace())
+    ledger, site = peace()
     fault(ledger, site)
 
     verdict = judge(ledger, site, [])
 
-    assert {FAULTS[fault]: 1} == found(verdict)
-    assert verdict.bound(FAULTS[fault]) is None
+    assert FAULTS[fault] == found(verdict)
+    assert [None] * len(FAULTS[fault]) == [verdict.bound(column) for column in FAULTS[fault]]
+
+
+@pytest.mark.parametrize(
+    "second", [fault for fault in FAULTS if fault not in (lose, forget, say_and_do)], ids=lambda fault: fault.__name__
+)
+def test_two_faults(second: Any) -> None:
+    """Nothing that goes wrong hides what goes wrong elsewhere."""
+    ledger, site = peace()
+    second(ledger, site)
+    lose(ledger, site)
+
+    assert Counter({"lost": 1}) + Counter(FAULTS[second]) == Counter(found(judge(ledger, site, [])))
+
+
+def test_duplicate_beside_a_loss_of_its_key() -> None:
+    """A run that is counted twice makes up for none that is lost."""
+    ledger, site = peace()
+    site.effects.append(effect(5, kind="folded", key=9, place=1, seen=3))
+    site.effects[5]["stands_for"] = 1
+
+    assert {"lost": 1, "duplicate_effects": 1} == found(judge(ledger, site, []))
 
 
 def test_what_was_asked_for() -> None:
-    """A run that raised on purpose is no duplicate of the one that follows, nor is one that was cut off a success."""
+    """A run that raised on purpose is no duplicate of the one that follows; one that was taken back is told apart."""
     ledger, site = peace()
-    ledger.runs[1] = [Run(pid=1, attempt=0, started=9.0, ended=9.5, raised=True), RUN]
-    ledger.runs[2] = [Run(pid=1, attempt=0, started=9.0), RUN]
+    ledger.runs[1].insert(0, replace(RUN, raised=True))
+    ledger.runs[2].insert(0, RUN)
 
     verdict = judge(ledger, site, [])
 
     assert {"duplicate_runs": 1} == found(verdict)
-    assert 1 == verdict.killed_runs
+    assert (0, 1) == (verdict.killed_runs, verdict.undone_runs)
+
+
+def fault(name: str, began: float, ended: float, **facts: Any) -> Happened:
+    return Happened(name=name, began=began, ended=ended, **{"since": ended, **facts})
 
 
 def test_recovery() -> None:
     """What was open at a fault is timed from its end; what was over before, came later, or has an order, is not."""
     ledger, site = peace()
     ledger.committed |= {1: 12.0}  # after the fault
-    ledger.runs[2] = [Run(pid=1, attempt=0, started=3.0, ended=4.0)]  # before it
-    ledger.runs[8] = [Run(pid=1, attempt=0, started=15.0, ended=17.0)]
-    ledger.committed |= {8: 9.0, 9: 9.0}
-    ledger.runs[9] = [RUN]
-    site.happenings.update({8: happening(), 9: happening()})
+    ledger.runs[2] = [Run(name="early", attempt=0, started=3.0, ended=4.0)]
+    for number in (10, 11):
+        site.happenings[number] = happening(number)
+    del site.happenings[8 - 1]
+    ledger.committed |= {10: 9.0}
+    ledger.attempted |= {11: 9.0}  # its sender died after the commit
+    ledger.runs |= {10: [Run(name="late", attempt=0, started=15.0, ended=17.0)], 11: [RUN]}
 
-    verdict = judge(ledger, site, [Happened(name="worker killed", began=9.5, ended=10.0)])
+    verdict = judge(ledger, site, [fault("worker killed", 9.5, 10.0), fault("broker cut", 1.0, 20.0, hit=False)])
 
-    recovery = verdict.recovery["worker killed"]
+    recovery = verdict.recovery["worker killed"].open
+    assert recovery is not None
     assert (2, 1.0, 7.0, 7.0) == (recovery.count, recovery.p50, recovery.p99, recovery.most)
-    assert {"worker killed": 1} == verdict.faults
+    assert ({"worker killed": 1, "broker cut": 1}, {"worker killed": 1}) == (verdict.tried, verdict.faults)
+    assert ["worker killed"] == list(verdict.recovery)
+
+
+def test_recovery_of_what_was_cut_off() -> None:
+    """Runs that a fault has cut off are timed by themselves, of whatever kind they are."""
+    ledger, site = peace()
+    ledger.runs[4].insert(0, Run(name="cut", attempt=0, started=5.0))
+    ledger.runs[2].insert(0, Run(name="cut long ago", attempt=0, started=1.0))
+    ledger.runs[2].insert(1, Run(name="and again", attempt=0, started=2.0))
+
+    verdict = judge(ledger, site, [fault("worker killed", 5.5, 5.5), fault("worker stopped", 3.0, 6.0, since=3.0)])
+
+    killed, stopped = (verdict.recovery[name].cut for name in ("worker killed", "worker stopped"))
+    assert killed is not None
+    assert stopped is not None
+    assert (2, 5.5, 5.5) == (killed.count, killed.p50, killed.most)
+    assert (2, 8.0) == (stopped.count, stopped.most)
 
 
 def test_ledger(tmp_path: Path) -> None:
@@ -179,17 +256,17 @@ def test_ledger(tmp_path: Path) -> None:
     sender, receiver = Writer(tmp_path, "sender"), Writer(tmp_path, "receiver")
     for word, number in (("attempt", 1), ("committed", 1), ("attempt", 2), ("rolled_back", 2), ("attempt", 3)):
         sender.write(word, number, safely=True)
-    for word, number, attempt in (
-        *(("start", 1, 0), ("raised", 1, 0), ("start", 1, 1), ("end", 1, 1)),
-        *(("start", 4, 0), ("start", 5, 0)),
+    for words in (
+        *(("start", 1, 0, "a"), ("raised", 1, 0, "a"), ("start", 1, 1, "b"), ("end", 1, 1, "b")),
+        *(("start", 4, 0, "c"), ("start", 5, 0, "d")),
     ):
-        receiver.write(word, number, attempt)
+        receiver.write(*words)
     with next(tmp_path.glob("receiver-*")).open("a") as file:
-        file.write("end 5")
+        file.write("end 5 0 d")
 
     ledger = read(tmp_path)
 
-    assert ({1, 2, 3}, {1}, {2}) == (ledger.attempted, ledger.committed.keys(), ledger.rolled_back)
+    assert ({1, 2, 3}, {1}, {2}) == (ledger.attempted.keys(), ledger.committed.keys(), ledger.rolled_back)
     runs = [(run.attempt, run.ended is not None, run.raised) for run in ledger.runs[1]]
     assert [(0, True, True), (1, True, False)] == runs
     assert [None, None] == [run.ended for number in (4, 5) for run in ledger.runs[number]]

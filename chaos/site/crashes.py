@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
 from pathlib import Path
 
 from django.conf import settings
+
+from chaos.points import take
 
 FOLDER = Path(settings.CHAOS.get("points", "/nonexistent"))
 
@@ -20,15 +21,8 @@ def asked(what: str) -> bool:
 
 def reached(point: str) -> None:
     """Die or stop here, if that is asked for."""
-    path = FOLDER / point
-    if not path.exists():
+    if not asked(point) or (how := take(FOLDER, point)) is None:
         return
-    try:
-        how = int(path.read_text() or 0)
-        path.unlink()  # one process can do that
-    except (FileNotFoundError, ValueError):
-        return
-    (FOLDER / f"{point}.taken").write_text(str(os.getpid()))
     signal.pthread_kill(threading.get_ident(), how)
     while how == signal.SIGKILL:
         time.sleep(1)

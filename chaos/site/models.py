@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from django.db import models
 
 
@@ -29,8 +31,11 @@ class Effect(models.Model):
     key = models.IntegerField(null=True)
     place = models.IntegerField(null=True)
     stands_for = models.IntegerField()  # events, of a coalesced run
-    began = models.FloatField()  # seconds of this machine's clock
-    ended = models.FloatField()
+    seen = models.IntegerField(null=True)  # the last place of the key that was done when the run began
+    run = models.CharField(max_length=50)  # as in the ledger
+
+    class Meta:
+        indexes: ClassVar[list[models.Index]] = [models.Index(fields=["key", "place"], name="chaos_effect_place")]
 
 
 class Tally(models.Model):

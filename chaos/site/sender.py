@@ -73,17 +73,29 @@ class Sender:
             self.attempt(self.commit)
 
     def import_many(self) -> None:
-        """Save many in one transaction, as an import does; in the order of their keys, or two would lock crosswise."""
+        """Save many in one transaction, as an import does, of which a savepoint with some is rolled back.
+
+        In the order of their keys, or two imports would lock crosswise.
+        """
         kinds = sorted((self.kind() for _ in range(MANY)), key=lambda kind: kind[1] or 0)
         numbers = range(self.next + 1, self.next + 1 + MANY)
+        bad = range(self.chance.randrange(MANY), MANY)[: self.chance.choice((0, 0, 5))]
         self.next += MANY
         for number in numbers:
             self.ledger.write("attempt", number, safely=number == numbers[-1])
+        rows = [(number, *kind) for number, kind in zip(numbers, kinds, strict=True)]
         with transaction.atomic(), system().together():
-            for number, kind in zip(numbers, kinds, strict=True):
-                self.save(number, *kind)
-        for number in numbers:
-            self.ledger.write("committed", number, safely=number == numbers[-1])
+            for row in rows[: bad.start]:
+                self.save(*row)
+            with transaction.atomic():
+                for row in rows[bad.start : bad.stop]:
+                    self.save(*row)
+                transaction.set_rollback(True)
+            for row in rows[bad.stop :]:
+                self.save(*row)
+        for place, number in enumerate(numbers):
+            word = "rolled_back" if place in bad else "committed"
+            self.ledger.write(word, number, safely=number == numbers[-1])
 
     def attempt(self, act: Callable[[int], bool | None]) -> None:
         """Do something with a new number, and note what became of it."""

@@ -21,8 +21,7 @@ SYSTEMS = {
 CHAOS.setdefault("system", "ours")
 INSTALLED_APPS = [*SYSTEMS[CHAOS["system"]], "chaos.site"]
 
-# Seconds for which a transaction may do nothing: its locks are then released. Longer than any receiver without SQL.
-IDLE = max(15, round(3 * CHAOS.get("lease", 30)))
+IDLE = CHAOS.get("idle", 60)
 
 _ENGINES: dict[str, dict[str, Any]] = {
     "postgres": {
@@ -77,7 +76,7 @@ if _database == "sqlite":
 
 DJANGO_CELERY_SIGNALS = {
     "STRICT": True,
-    "EMBED_RELAY": False,
+    "EMBED_RELAY": CHAOS.get("embedded", False),
     "LEASE": CHAOS.get("lease", 30),
     **CHAOS.get("library", {}),
 }

@@ -16,8 +16,10 @@ from django_domain_events import DURABLE, event, fire, receiver
 
 from chaos.site.models import Happening
 from chaos.site.receivers import receive
+from chaos.site.systems import undone
 
 ORDERS = False
+open_count = undone
 together = nullcontext
 GIVEN_UP = ("dead", "orphaned")
 
@@ -33,7 +35,7 @@ class Happened:
 @receiver(Happened, mode=DURABLE)
 def free(happened: Happened) -> None:
     """Do the work; the relay's transaction is around it."""
-    receive(Happening.objects.get(pk=happened.number))
+    receive(happened.number, lambda: Happening.objects.get(pk=happened.number))
 
 
 def _send(instance: Happening, created: bool, **_: Any) -> None:
@@ -50,17 +52,9 @@ def relay() -> None:
     call_command("deliver_events")
 
 
-def open_count() -> int:
-    """Return how many deliveries are open."""
-    return int(_left().exclude(status__in=GIVEN_UP).count())
-
-
 def left() -> list[dict[str, Any]]:
     """Return what is open, and what is dead."""
-    return [{"given_up": status in GIVEN_UP, "error": None} for status in _left().values_list("status", flat=True)]
-
-
-def _left() -> Any:
     from django_domain_events.models.delivery_record import DeliveryRecord
 
-    return DeliveryRecord.objects.exclude(status__in=("succeeded", "cancelled"))
+    rows = DeliveryRecord.objects.exclude(status__in=("succeeded", "cancelled")).select_related("event")
+    return [{"number": row.event.payload["number"], "given_up": row.status in GIVEN_UP, "error": None} for row in rows]

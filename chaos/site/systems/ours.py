@@ -13,7 +13,8 @@ from chaos.site.receivers import ATOMIC, receive
 from django_celery_signals import batched, deliveries, receiver_task
 
 FAILED = 4  # a delivery's state
-OPTIONS: dict[str, Any] = {"sender": Happening, "atomic": ATOMIC, "max_retries": 20}
+#: Nothing is ever deleted: whoever misses an instance has been told of one that was rolled back.
+OPTIONS: dict[str, Any] = {"sender": Happening, "atomic": ATOMIC, "max_retries": 20, "on_missing": "fail"}
 ORDERS = controls.TURNS
 together = batched
 
@@ -27,7 +28,7 @@ def connect() -> None:
         post_save, name="free", when=lambda instance: instance.kind == "free", **{**OPTIONS, **controls.OPTIONS}
     )
     def free(instance: Happening, created: bool) -> None:
-        receive(instance)
+        receive(instance.pk, lambda: instance)
 
     if not ORDERS:
         return
@@ -41,7 +42,7 @@ def connect() -> None:
         **OPTIONS,
     )
     def ordered(instance: Happening, created: bool) -> None:
-        receive(instance)
+        receive(instance.pk, lambda: instance)
 
     @receiver_task(
         post_save,
@@ -52,7 +53,7 @@ def connect() -> None:
         **OPTIONS,
     )
     def folded(instance: Happening, event: Any) -> None:
-        receive(instance, event.coalesced + 1)
+        receive(instance.pk, lambda: instance, event.coalesced + 1)
 
 
 def relay() -> None:
@@ -67,5 +68,12 @@ def open_count() -> int:
 
 def left() -> list[dict[str, Any]]:
     """Return what is open, and what was given up with the type of its error."""
-    rows = deliveries("default").values_list("state", "error_type")
-    return [{"given_up": state == FAILED, "error": (error or "").rpartition(".")[2]} for state, error in rows]
+    rows = deliveries("default").values_list("summary", "state", "error_type")
+    return [
+        {"number": int(summary.rpartition("pk=")[2].split()[0]), "given_up": state == FAILED, "error": _bare(error)}
+        for summary, state, error in rows
+    ]
+
+
+def _bare(error: str | None) -> str:
+    return (error or "").rpartition(".")[2]

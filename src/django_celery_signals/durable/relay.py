@@ -27,7 +27,9 @@ from .upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
 
-GRACE = 30.0  # seconds after which another relay publishes what this one has claimed and not marked
+#: Seconds after which another relay publishes what this one has claimed and not marked: as long as a few batches like
+#: the last would take, but within these. Too short a time costs copies of messages, and too long a time a late run.
+LEAST_GRACE, GRACE, BATCHES = 3.0, 30.0, 4
 SOON, LATER = 5.0, 60.0  # seconds until what the broker refused is published again, and what cannot be published here
 NAP = 0.2  # seconds until a relay that sleeps finds out that it is to stop
 LONGEST_PAUSE = 10.0  # seconds between two tries while the database or the broker is away
@@ -73,6 +75,7 @@ class Relay:
         self._upkeep = {alias: Upkeep(self.app, alias) for alias in self.databases}
         self._broker = Outage(idle)
         self._away = {alias: Outage(idle) for alias in self.databases}
+        self._took = 0.0  # seconds, for the last batch
         self._kept: list[BaseDatabaseWrapper] = []
 
     def run(self) -> None:
@@ -164,7 +167,7 @@ class Relay:
         _close(alias)
 
     def _claim(self, alias: str) -> Claimed:
-        return deliveries(alias).claim(self.batch_size, GRACE)
+        return deliveries(alias).claim(self.batch_size, min(GRACE, max(LEAST_GRACE, BATCHES * self._took)))
 
     def _publish(self, alias: str, claimed: Claimed) -> int:
         """Publish those of a batch whose turn it is, mark what the broker has, and give back the rest.
@@ -172,6 +175,7 @@ class Relay:
         Returns:
             How much the broker has.
         """
+        began = time.monotonic()
         rows = deliveries(alias).admit(claimed.claim, claimed.rows)
         known = [row for row in rows if row.receiver in self.app.tasks]
         outcomes = self._bulk.publish([message_of(self.app, row, alias) for row in known])
@@ -185,6 +189,7 @@ class Relay:
             self._broker.longer()
         else:
             self._broker.over()
+        self._took = time.monotonic() - began
         return len(taken)
 
     def _by_queue(self, rows: Iterable[Any]) -> dict[str, list[int]]:

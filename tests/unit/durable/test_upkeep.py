@@ -132,7 +132,7 @@ def test_careful_where_there_is_one_lock(
     assert {"ready": 1} == states("default")
 
 
-@pytest.mark.parametrize(("seconds", "state"), [(19, "ready"), (21, "running")])
+@pytest.mark.parametrize(("seconds", "state"), [(8, "ready"), (9, "running")])
 def test_careful_where_the_answer_takes_long(
     celery_app: Celery, tasks: Tasks, clock: Clock, seconds: float, state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
