@@ -15,7 +15,13 @@ from chaos.verdict import COLUMNS
 from tests.services import are_required
 
 SHORT: dict[str, Any] = {
-    **{"events": 60, "seed": 7, "lease": 2, "patience": 25, "calm": (0.5, 1.0), "long": 0.0, "receiver_faults": False}
+    "events": 60,
+    "seed": 7,
+    "lease": 2,
+    "patience": 25,
+    "calm": (0.5, 1.0),
+    "long": 0.0,
+    "receiver_faults": False,
 }
 
 #: What is taken out; what is done then; the column that shows it, and those that may show it as well.
