@@ -154,6 +154,7 @@ EVERYWHERE: dict[str, Fault] = {
     "killed again and again": storm,
     **{f"died {point}": _die_at(point) for point in (*SENDER, *RELAY, *WORKER)},
     "worker stopped": stop_worker,
+    "stopped in the body": _stop_at("in the body", lambda rig: rig.options.lease + 3),
     "relay stopped": _stop_at("published", lambda rig: GRACE + 3),
     "paused before commit": pause_before_commit,
     "rolling restart": rolling_restart,
@@ -193,7 +194,7 @@ SHORT = (
 )
 FAULTS = EVERYWHERE | SERVED | {"nothing": lambda rig: True}  # the last only when asked for
 #: What need not end before things can go on.
-AT_ONCE = ("worker stopped", "relay stopped", "stopped with a lock", "paused before commit")
+AT_ONCE = ("worker stopped", "stopped in the body", "relay stopped", "stopped with a lock", "paused before commit")
 LOCKS = ("stopped with a lock",)  # without a transaction there is none
 
 

@@ -62,6 +62,7 @@ class Options:
     linger: float = 0.004  # seconds that a receiver takes, at most
     long: float = LONG
     pause: float = 0.004  # seconds between two sendings of a sender, at least
+    imports: float = 0.1  # the part of the sendings that are of many
     most_open: int = 200  # what waits before senders pause: what recovers is to be the fault, not a backlog
     control: str = ""
     system: str = "ours"
@@ -122,6 +123,7 @@ class Rig:
             "linger": self.options.linger,
             "long": self.options.long,
             "pause": self.options.pause,
+            "imports": self.options.imports,
             "most_open": self.options.most_open,
             "control": self.options.control,
             "system": self.options.system,

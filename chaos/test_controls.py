@@ -22,12 +22,18 @@ SHORT: dict[str, Any] = {
     "calm": (0.5, 1.0),
     "long": 0.0,
     "receiver_faults": False,
+    "imports": 0.0,
 }
 
 #: What is taken out; what is done then; the column that shows it, and those that may show it as well.
 CONTROLS: list[tuple[str, dict[str, Any], str, tuple[str, ...]]] = [
-    ("no fence", {"faults": ("stopped with a lock",)}, "duplicate_effects", ("needless_runs", "overlaps")),
-    ("no renewal", {"lease": 1, "long": 0.1, "faults": ("nothing",)}, "duplicate_runs", ("failed", "quarantined")),
+    ("no fence", {"faults": ("stopped in the body",)}, "duplicate_effects", ("needless_runs", "overlaps")),
+    (
+        "no renewal",
+        {"lease": 1, "long": 0.1, "faults": ("nothing",)},
+        "duplicate_runs",
+        ("failed", "quarantined", "stuck"),
+    ),
     ("claim by last seen", {"library": {"FAST_PATH_LIMIT": 0}, "faults": ("late commit",)}, "stuck", ()),
     ("promote inside", {"busy": 1.0, "pause": 0.2, "faults": ("paused before commit",)}, "stuck", ()),
     ("ungated fold", {"busy": 1.0, "linger": 0.3, "faults": ("published twice",) * 3}, "lost", ("overlaps",)),

@@ -67,7 +67,7 @@ class Sender:
             self.attempt(self.roll_back_a_part)
         elif way < 0.15:
             self.attempt(lambda number: self.save(number, "free", None))  # in autocommit
-        elif way < 0.25:
+        elif way < 0.15 + settings.CHAOS["imports"]:
             self.import_many()
         else:
             self.attempt(self.commit)
@@ -151,14 +151,18 @@ class Sender:
 
 
 def late(number: int, seconds: float) -> None:
-    """Send on the busy key, and commit late, without the lock: a lower id that others overtake."""
+    """Send something free, and something on the busy key without its lock, and commit late: others overtake the ids."""
 
     ledger = Writer(Path(settings.CHAOS["ledger"]), "sender")
-    ledger.write("attempt", number, safely=True)
+    numbers = (number, number + 1)
+    for one in numbers:
+        ledger.write("attempt", one, safely=True)
     with transaction.atomic():
         Happening.objects.create(number=number, kind="late", key=0)
+        Happening.objects.create(number=number + 1, kind="free")
         time.sleep(seconds)
-    ledger.write("committed", number, safely=True)
+    for one in numbers:
+        ledger.write("committed", one, safely=True)
 
 
 def prepare() -> None:
