@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -25,6 +26,10 @@ ALWAYS = ("lost", "ghosts", "stuck", "failed", "quarantined", "deaths")
 ATOMIC = ("duplicate_effects", "order_inversions", "overlaps", "needless_runs")
 
 
+#: When a fault is looked at alone.
+GOOD: dict[str, Any] = {"receiver_faults": False, "pause": 0.1, "imports": 0.0}
+
+
 def main() -> int:
     """Play and return the exit code."""
     arguments = parse()
@@ -40,8 +45,8 @@ def main() -> int:
             lease=arguments.lease,
             faults=tuple(arguments.fault or (SHORT if arguments.short else PEERS if arguments.system else ())),
             calm=(arguments.calm, 3 * arguments.calm),
-            receiver_faults=not arguments.good,
             long=0.0 if arguments.good or arguments.system else LONG,
+            **(GOOD if arguments.good else {}),
             most_open=arguments.most_open,
             system=system,
             interpreter=sys.executable if system == "ours" else str(arguments.peers),
@@ -81,7 +86,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--lease", type=float, default=30.0, help="LEASE of the library, in seconds (30)")
     parser.add_argument("--fault", choices=FAULTS, action="append", help="may be repeated (all)")
     parser.add_argument("--calm", type=float, default=1.0, help="seconds between two faults, up to thrice as many (1)")
-    parser.add_argument("--good", action="store_true", help="receivers neither raise nor kill, nor outlast a lease")
+    parser.add_argument(
+        "--good",
+        action="store_true",
+        help="receivers fail never, and senders send a little: what recovers is of the fault alone",
+    )
     parser.add_argument("--most-open", type=int, default=200, help="what waits before senders pause (200)")
     parser.add_argument("--short", action="store_true", help=f"with few faults: {', '.join(SHORT)}")
     parser.add_argument(
