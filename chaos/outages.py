@@ -41,8 +41,9 @@ def probe_lost(rig: Rig) -> bool:
     """Lose messages, and the probe that would tell of it: the next one has to."""
     with _a_queue(rig):
         rig.wait(PROBED)
+        lost = rig.broker.lose_some(QUEUE, b"django_celery_signals.probe")
         rig.broker.lose_some(QUEUE)
-        return rig.broker.lose_some(QUEUE, b"django_celery_signals.probe") > 0
+        return lost > 0
 
 
 def broker_repeats(rig: Rig) -> bool:
