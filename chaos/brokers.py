@@ -68,22 +68,31 @@ class Redis(Broker):
 
     def waiting(self, queue: str) -> int:
         """Return how many messages wait in a queue, or are with a worker."""
-        return self.client().llen(queue) + self.client().hlen("unacked")
+        client = self.client()
+        return client.hlen("unacked") + sum(client.llen(name) for name in _lists(queue))
 
     def lose_some(self, queue: str, about: bytes = b"") -> int:
         """Lose the half of a queue, or what is about something; return how many messages that were."""
-        client = self.client()
-        messages = client.lrange(queue, 0, -1)
-        lost = [message for message in messages if about in message] if about else messages[::2]
-        return sum(client.lrem(queue, 1, message) for message in lost)
+        client, lost = self.client(), 0
+        for name in _lists(queue):
+            messages = client.lrange(name, 0, -1)
+            chosen = [message for message in messages if about in message] if about else messages[::2]
+            lost += sum(client.lrem(name, 1, message) for message in chosen)
+        return lost
 
     def repeat(self, queue: str) -> int:
         """Have every message of a queue twice; return how many there were."""
-        client = self.client()
-        messages = client.lrange(queue, 0, -1)
-        if messages:
-            client.rpush(queue, *messages)
-        return len(messages)
+        client, count = self.client(), 0
+        for name in _lists(queue):
+            if messages := client.lrange(name, 0, -1):
+                client.rpush(name, *messages)
+                count += len(messages)
+        return count
+
+
+def _lists(queue: str) -> list[str]:
+    """Return where kombu keeps the messages of a queue: one list for each of its priorities."""
+    return [queue, *(f"{queue}\x06\x16{priority}" for priority in (3, 6, 9))]
 
 
 @dataclass(kw_only=True)
