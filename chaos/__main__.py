@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ ATOMIC = ("duplicate_effects", "order_inversions", "overlaps", "needless_runs")
 
 
 #: When a fault is looked at alone.
-GOOD: dict[str, Any] = {"receiver_faults": False, "pause": 0.1, "imports": 0.0}
+GOOD: dict[str, Any] = {"receiver_faults": False, "pause": 0.1, "imports": 0.0, "linger": 0.2}
 
 
 def main() -> int:
@@ -48,6 +49,7 @@ def main() -> int:
             long=0.0 if arguments.good or arguments.system else LONG,
             **(GOOD if arguments.good else {}),
             most_open=arguments.most_open,
+            library=arguments.library,
             system=system,
             interpreter=sys.executable if system == "ours" else str(arguments.peers),
         )
@@ -92,6 +94,7 @@ def parse() -> argparse.Namespace:
         help="receivers fail never, and senders send a little: what recovers is of the fault alone",
     )
     parser.add_argument("--most-open", type=int, default=200, help="what waits before senders pause (200)")
+    parser.add_argument("--library", type=json.loads, default={}, help="further settings of the library, as JSON")
     parser.add_argument("--short", action="store_true", help=f"with few faults: {', '.join(SHORT)}")
     parser.add_argument(
         "--system",
