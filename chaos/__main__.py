@@ -65,6 +65,8 @@ def main() -> int:
         write(arguments.results, name, verdicts[name], {"command": " ".join(["python -m chaos", *sys.argv[1:]])})
     print(table(verdicts), bounds(verdicts), sep="\n\n")
     bad = [f"{name}: {column}={count}" for name, verdict in verdicts.items() for column, count in _bad(name, verdict)]
+    for name, verdict in verdicts.items():
+        print(*(f"{name}: {died}" for died in verdict.died), sep="\n", end="\n" if verdict.died else "")
     print(f"chaos: {', '.join(bad) or 'zero in every column that must be'}", flush=True)
     return 1 if bad else 0
 

@@ -42,6 +42,7 @@ class Verdict:
     killed_runs: int = 0  # runs that began and were cut off
     undone_runs: int = 0  # runs that came to their end, and what they did was taken back
     deaths: int = 0  # processes that ended though nobody ended them
+    died: list[str] = field(default_factory=list)  # which, with the exit code or minus the signal
     tried: dict[str, int] = field(default_factory=dict)  # faults, whether or not they met anything
     faults: dict[str, int] = field(default_factory=dict)  # those that did
     of: dict[str, int] = field(default_factory=dict)  # how many could have been counted in a column
