@@ -36,8 +36,12 @@ def _in_words(name: str) -> str:
 
 def bounds(verdicts: Mapping[str, Verdict]) -> str:
     """Say what a zero means."""
-    words = [f"{name}: {3 / one.committed:.1e}" for name, one in verdicts.items() if one.committed]
-    return f"Where a column is 0, its rate is below 3/n with a confidence of 95 %: {', '.join(words)}."
+    words = [
+        f"{name}: "
+        + ", ".join(f"{_in_words(column)} {bound:.1e}" for column in COLUMNS if (bound := one.bound(column)))
+        for name, one in verdicts.items()
+    ]
+    return f"Where a column is 0, its rate is below this with a confidence of 95 %: {'; '.join(words)}."
 
 
 def recoveries(verdict: Verdict) -> str:

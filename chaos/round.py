@@ -33,7 +33,7 @@ def play(options: Options, show: Show) -> Verdict:
         happened = _torment(rig, show)
         _end(rig, show)
         verdict = judge(ledger.read(rig.ledger), _site(rig), happened)
-        verdict.deaths, verdict.died = len(rig.deaths), rig.deaths
+        verdict.died = rig.deaths
     verdict.seconds = round(time.monotonic() - began, 1)
     return verdict
 

@@ -41,13 +41,17 @@ class Verdict:
     duplicate_runs: int = 0  # runs beyond the first and those that were asked for
     killed_runs: int = 0  # runs that began and were cut off
     undone_runs: int = 0  # runs that came to their end, and what they did was taken back
-    deaths: int = 0  # processes that ended though nobody ended them
-    died: list[str] = field(default_factory=list)  # which, with the exit code or minus the signal
+    died: list[str] = field(default_factory=list)  # processes that nobody ended, with exit code or minus the signal
     tried: dict[str, int] = field(default_factory=dict)  # faults, whether or not they met anything
     faults: dict[str, int] = field(default_factory=dict)  # those that did
     of: dict[str, int] = field(default_factory=dict)  # how many could have been counted in a column
     recovery: dict[str, Recovery] = field(default_factory=dict)
     seconds: float = 0.0
+
+    @property
+    def deaths(self) -> int:
+        """How many processes ended though nobody had ended them."""
+        return len(self.died)
 
     def bound(self, column: str) -> float | None:
         """Return the upper bound, at 95 %, of a rate of which nothing was seen: three of so many."""

@@ -303,7 +303,8 @@ def test_what_expires_later(expires: Any, tasks: Tasks) -> None:
     """What has time to begin is connected; a moment is nobody's mistake."""
     task = tasks.shared()
     connect(post_save, task, sender=Order, countdown=60, expires=expires)
-    assert True is disconnect(post_save, task, sender=Order)
+    assert [task.name] == [one.receiver for one in connections() if one.receiver == task.name]
+    disconnect(post_save, task, sender=Order)
 
 
 NEEDS_A_ROW = "ordered=, coalesce= and debounce= need the row of a delivery, but"
