@@ -33,7 +33,7 @@ controls: $(VENV)/.installed-test ## Take safeguards out of the library, one by 
 lint: $(VENV)/.installed-lint ## Check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy src $(wildcard typing_tests)
+	$(BIN)/mypy src chaos/*.py $(wildcard typing_tests)
 
 format: $(VENV)/.installed-lint ## Put the code into shape
 	$(BIN)/ruff check --fix .

@@ -69,7 +69,8 @@ class Redis(Broker):
     def waiting(self, queue: str) -> int:
         """Return how many messages wait in a queue, or are with a worker."""
         client = self.client()
-        return client.hlen("unacked") + sum(client.llen(name) for name in _lists(queue))
+        counts: list[int] = [client.hlen("unacked"), *(client.llen(name) for name in _lists(queue))]
+        return sum(counts)
 
     def lose_some(self, queue: str, about: bytes = b"") -> int:
         """Lose the half of a queue, or what is about something; return how many messages that were."""

@@ -57,8 +57,8 @@ def read(folder: Path) -> Ledger:
             else:
                 {"attempt": ledger.attempted, "committed": ledger.committed}[word][int(number)] = float(moment)
     for path in folder.glob("receiver-*.log"):
-        for number, run in _runs(path).values():
-            ledger.runs[number].append(run)
+        for event, run in _runs(path).values():
+            ledger.runs[event].append(run)
     for runs in ledger.runs.values():
         runs.sort(key=lambda run: run.started)
     return ledger

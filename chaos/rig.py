@@ -273,7 +273,8 @@ def running(options: Options) -> Iterator[Rig]:
         command = rig.python("-m", "chaos.site.roles", "prepare")
         subprocess.run(command, cwd=ROOT, env=rig.environment(directly=True), check=True)
         rig.roles.extend(_roles(rig))
-        stack.callback(lambda: [rig.clear(role) for role in rig.roles])
+        for role in rig.roles:
+            stack.callback(rig.clear, role)
         rig.keep_running()
         yield rig
 

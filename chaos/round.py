@@ -40,7 +40,8 @@ def play(options: Options, show: Show) -> Verdict:
 
 def _torment(rig: Rig, show: Show) -> list[Happened]:
     """Inject faults, each as often as the others, until so many events are committed and each has met something."""
-    names, happened, committed = names_for(rig), [], 0
+    names, committed = names_for(rig), 0
+    happened: list[Happened] = []
     waiting: list[str] = []
     until = time.monotonic() + LONGEST
     while committed < START:
