@@ -85,7 +85,7 @@ class Rig:
     roles: list[Role] = field(default_factory=list)
     chance: random.Random = field(default_factory=random.Random)
     incarnations: int = 0
-    deaths: list[str] = field(default_factory=list)  # of processes that nobody has ended
+    deaths: list[str] = field(default_factory=list)  # of processes that nobody has ended, with their last words
 
     @property
     def idle(self) -> int:
@@ -153,7 +153,7 @@ class Rig:
 
     def start(self, role: Role) -> None:
         """Start a process."""
-        with (self.folder / f"{role.name}.log").open("ab") as log:
+        with self.log(role).open("ab") as log:
             role.popen = subprocess.Popen(
                 role.command(),
                 stdin=subprocess.DEVNULL,
@@ -169,9 +169,17 @@ class Rig:
         for role in self.roles:
             if role.is_wanted and not role.is_running():
                 if role.ended() not in (None, 0, -signal.SIGKILL):
-                    self.deaths.append(f"{role.name}: {role.ended()}")
+                    self.deaths.append(f"{role.name}: {role.ended()}, after {self.last_words(role)!r}")
                 self.clear(role)
                 self.start(role)
+
+    def log(self, role: Role) -> Path:
+        """Return where a process writes what it has to say."""
+        return self.folder / f"{role.name}.log"
+
+    def last_words(self, role: Role) -> str:
+        """Return the last line of its log."""
+        return next(reversed(self.log(role).read_text(errors="replace").splitlines()), "")
 
     def wait(self, seconds: float) -> None:
         """Let time pass, while processes that end are started again."""

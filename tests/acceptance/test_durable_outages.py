@@ -13,6 +13,7 @@ from django.db import connections
 from kombu import Queue
 
 from chaos.proxy import Proxy
+from django_celery_signals import batched
 from django_celery_signals.durable.clock import In
 from django_celery_signals.durable.deliveries import State, deliveries
 from tests.brokers import Broker
@@ -173,7 +174,7 @@ def test_storm(scene: Scene) -> None:
     with in_front_of(scene.broker) as proxy:
         proxy.refuse()
         relays = relays_through(proxy, scene)
-        with connected_to(quickly):
+        with connected_to(quickly), batched(scene.alias):
             place(scene.alias, names)
         wait_until(lambda: all(failures(relay) >= 3 for relay in relays), what="three tries of each relay")
         proxy.heal()

@@ -739,16 +739,16 @@ def with_lost_followers(patch: pytest.MonkeyPatch) -> None:
 IN_TURN = Focus(kinds=("blocking", "parking"))
 # Each with what it is about, so that it is soon found.
 CONTROLS = {
-    with_an_ungated_fold: Focus(kinds=("coalescing", "folding")),
+    with_an_ungated_fold: Focus(kinds=("coalescing", "folding"), often=("deliver_copy",)),
     with_turns_by_age: IN_TURN,
     with_turns_out_of_order: IN_TURN,
     with_the_youngest_first: IN_TURN,
     with_the_turn_passed_on_too_early: IN_TURN,
-    with_a_turn_given_away_at_a_retry: IN_TURN,
+    with_a_turn_given_away_at_a_retry: Focus(kinds=("blocking", "parking"), often=("try_later",)),
     with_lost_followers: Focus(kinds=FOLDING),
     without_a_turn_after_failures: Focus(kinds=("parking",), often=("fail",)),
     without_a_turn_after_discards: Focus(kinds=("blocking",), often=("fail", "discard")),
-    without_a_block: Focus(kinds=BLOCKING),
+    without_a_block: Focus(kinds=BLOCKING, often=("fail",)),
     without_a_fence: Focus(kinds=("plain",), often=("deliver", "claim", "publish")),
     without_a_sweep: IN_TURN,
 }
