@@ -14,7 +14,7 @@ from django.db.models.signals import m2m_changed, post_delete, post_save
 from django.dispatch import Signal
 
 from django_celery_signals import Discard, Event, Fail, batched, connect, deliveries, disconnect
-from django_celery_signals.durable import hold
+from django_celery_signals.durable import folding
 from django_celery_signals.durable.clock import In
 from django_celery_signals.durable.rows import State
 from tests.brokers import Broker
@@ -131,7 +131,7 @@ def test_a_batch_is_folded(stage: Stage) -> None:
 @each_kind
 def test_more_than_one_run_stands_for(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run folds a bounded number, the oldest first, and the next one the rest."""
-    monkeypatch.setattr(hold, "MOST", 3)
+    monkeypatch.setattr(folding, "MOST", 3)
     runs = counting(stage)
     stage.send("a", *range(9))
 

@@ -674,8 +674,12 @@ def with_turns_out_of_order(patch: pytest.MonkeyPatch) -> None:
 
 def with_the_youngest_first(patch: pytest.MonkeyPatch) -> None:
     """The delivery that waits shortest is the next."""
-    original = DeliveryQuerySet.waiting
-    patch.setattr(DeliveryQuerySet, "waiting", lambda rows, lane=None: original(rows, lane).order_by("-lane", "-pk"))
+    original = DeliveryQuerySet.next_of
+
+    def next_of(self: Any, lane: str) -> Any | None:
+        return original(self, lane) and self.waiting(lane).order_by("-lane", "-pk").first()
+
+    patch.setattr(DeliveryQuerySet, "next_of", next_of)
 
 
 def with_the_turn_passed_on_too_early(patch: pytest.MonkeyPatch) -> None:
@@ -717,6 +721,8 @@ def without_a_block(patch: pytest.MonkeyPatch) -> None:
 def without_a_fence(patch: pytest.MonkeyPatch) -> None:
     """A worker whose lease is over ends the delivery that another one runs."""
     patch.setattr(Lease, "row", lambda lease: deliveries(lease.using).filter(pk=lease.pk, state=State.RUNNING))
+    complete = DeliveryQuerySet.complete
+    patch.setattr(DeliveryQuerySet, "complete", lambda rows, pk, token: complete(rows, pk, rows.get(pk=pk).token))
 
 
 def without_a_sweep(patch: pytest.MonkeyPatch) -> None:
@@ -726,14 +732,14 @@ def without_a_sweep(patch: pytest.MonkeyPatch) -> None:
 
 def with_lost_followers(patch: pytest.MonkeyPatch) -> None:
     """What is folded is not what is deleted: one more that waits goes with it."""
-    original = hold.fold_in
+    original = DeliveryQuerySet.followers
 
-    def fold_in(lease: Lease, known: Any, followers: Any) -> Any:
-        envelope = original(lease, known, followers[:1])
-        lease.row().model.objects.using(lease.using).filter(pk__in=[row.pk for row in followers[1:]]).erase()
-        return envelope
+    def followers(self: Any, lane: str, limit: int) -> list[Any]:
+        first, *others = [*original(self, lane, limit), None]
+        self.filter(pk__in=[row.pk for row in others if row is not None]).erase()
+        return [row for row in (first,) if row is not None]
 
-    patch.setattr(hold, "fold_in", fold_in)
+    patch.setattr(DeliveryQuerySet, "followers", followers)
 
 
 IN_TURN = Focus(kinds=("blocking", "parking"))

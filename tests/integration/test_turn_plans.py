@@ -12,14 +12,12 @@ from django.db import connections
 from django.test.utils import CaptureQueriesContext
 
 from django_celery_signals.durable.deliveries import DeliveryQuerySet, deliveries
-from django_celery_signals.durable.folding import MOST
-from django_celery_signals.durable.rows import State
 from tests.delivering import place
 from tests.parameters import each_database
 
 TABLE = "django_celery_signals_delivery"
-HOT, LONE, FOLDING = "f" * 32, "e" * 32, "d" * 32
-LANES = {"hot": HOT, "lone": LONE, "folding": FOLDING}
+HOT, LONE = "f" * 32, "e" * 32
+LANES = {"hot": HOT, "lone": LONE}
 MANY = 1500
 
 
@@ -30,7 +28,6 @@ class Crowd:
     rows: DeliveryQuerySet
     hot: Any
     lone: Any
-    folding: Any
 
 
 def crowd(using: str) -> Crowd:
@@ -40,9 +37,7 @@ def crowd(using: str) -> Crowd:
         place(using, "task", 100, lane=f"{number:032d}", due_at=None)
     place(using, "task", MANY, lane=HOT, due_at=None, options={"debounce": 5, "max_wait": 50})
     place(using, "task", lane=LONE, due_at=None)
-    place(using, "task", MOST, lane=FOLDING, due_at=None, folds=True)
-    youngest = {lane: rows.filter(lane=lane).order_by("pk").last() for lane in (HOT, LONE, FOLDING)}
-    rows.filter(pk=youngest[FOLDING].pk).update(slot=FOLDING, state=State.RUNNING)
+    youngest = {lane: rows.filter(lane=lane).order_by("pk").last() for lane in (HOT, LONE)}
     rows.filter(pk__in=[youngest[HOT].pk, youngest[LONE].pk]).update(claim=7)
     analyse = {"postgresql": f"ANALYZE {TABLE}", "mysql": f"ANALYZE TABLE {TABLE}", "sqlite": "ANALYZE"}
     with connections[using].cursor() as cursor:
@@ -53,7 +48,7 @@ def crowd(using: str) -> Crowd:
 VERBS: dict[str, Callable[[Crowd], Any]] = {
     "take_turn": lambda crowd: crowd.rows.take_turn(crowd.hot.pk, HOT),
     "pass_turn": lambda crowd: crowd.rows.pass_turn(HOT),
-    "with_followers": lambda crowd: crowd.rows.with_followers(crowd.folding.pk, crowd.folding.token, MOST),
+    "followers": lambda crowd: crowd.rows.followers(HOT, 100),
     "admit": lambda crowd: crowd.rows.admit(7, [crowd.hot, crowd.lone]),
     "debounce": lambda crowd: crowd.rows._quiet_in(crowd.hot),
     "strays": lambda crowd: crowd.rows.strays(HOT[:-1], 100),

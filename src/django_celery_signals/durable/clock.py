@@ -30,6 +30,11 @@ class In(Func):
         super().__init__()
         self.seconds = max(-LONGEST, min(LONGEST, float(seconds)))
 
+    def as_text(self, connection: BaseDatabaseWrapper) -> tuple[str, list[Any]]:
+        """Return a database's expression, and its parameters."""
+        sql, params = getattr(self, f"as_{connection.vendor}")(None, connection)
+        return sql, params
+
     def as_postgresql(self, compiler: Any, connection: BaseDatabaseWrapper, **_: Any) -> tuple[str, list[Any]]:
         """Return PostgreSQL's expression."""
         now = "STATEMENT_TIMESTAMP()" if settings.USE_TZ else "(STATEMENT_TIMESTAMP() AT TIME ZONE 'UTC')"

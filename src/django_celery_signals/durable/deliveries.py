@@ -1,6 +1,6 @@
 """The relay's statements: what is due, claimed, published, lost; each one short, and safe beside any number of others.
 
-The worker's statements are in ``hold``. ``due_at`` always means "when the relay must look"; null: it need not.
+The worker's statements are in ``working``. ``due_at`` always means "when the relay must look"; null: it need not.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from django.db.models import F, Q
 
 from .clock import In
 from .rows import STEP, State, new_token
-from .turns import TurnQuerySet
+from .working import WorkQuerySet
 
 CRASH_BUDGET = 5  # runs that may end without a word before a delivery is failed
 SWEPT_AFTER, MOST_SENDS = 5.0, 9  # seconds, times 2 for every publication: how old "sent" must be to count as lost
@@ -34,7 +34,7 @@ def deliveries(using: str) -> DeliveryQuerySet:
     return DeliveryQuerySet(apps.get_model("django_celery_signals", "Delivery"), using=using)
 
 
-class DeliveryQuerySet(TurnQuerySet):
+class DeliveryQuerySet(WorkQuerySet):
     """Deliveries, and what can be done with them; every verb works on the rows chosen so far."""
 
     # What the relay does -----------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def _are_names(node: Any) -> bool:
     return is_set and all(isinstance(name, str) for name in node["v"])
 
 
-def fold_in(lease: Lease, known: Any, followers: Sequence[Any]) -> Envelope:
+def fold_in(lease: Lease, known: Any) -> Envelope:
     """Fold what waits behind an opened delivery into it, and return its envelope.
 
     In a transaction of its own, after the opening has succeeded: a copy of the message, which opens nothing, would
@@ -112,13 +112,13 @@ def fold_in(lease: Lease, known: Any, followers: Sequence[Any]) -> Envelope:
     Args:
         lease: on the opened delivery.
         known: the delivery.
-        followers: what waits behind it, the oldest first, without their payloads.
 
     Raises:
         DecodeError: when the delivery's own payload is damaged, or erased.
         django.db.Error: when the database does not answer; all is folded then, or nothing.
     """
     envelope = parse(known.payload)
+    followers = deliveries(lease.using).followers(known.lane, MOST) if known.folds else ()
     # The head itself need not be the oldest: one that was parked and is retried, or was committed late, is older.
     readable = _read(lease, followers)
     folded = list(takewhile(lambda row: row.pk in readable, followers))  # behind another they wait for their turn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cache
@@ -24,7 +24,7 @@ from .clock import In
 from .deliveries import DeliveryQuerySet, deliveries
 from .failing import give_up
 from .failure import described
-from .folding import MOST, fold_in
+from .folding import fold_in
 from .lease import PAUSE, Lease, keeper
 from .outbox import publish_next
 from .reference import Reference
@@ -43,20 +43,15 @@ def opened(task: Any, reference: Reference) -> Held | None:
     Raises:
         django.db.Error: when the database does not answer. The row stays as it is, and is published again.
     """
-    rows = deliveries(reference.alias)
     seconds, renews = _lease_of(task, reference.alias)
-    fence = {"pk": reference.id, "token": reference.token, "receiver": reference.receiver}
-    changes = {"state": State.RUNNING, "token": F("token") + 1, "due_at": In(seconds), "claim": None, "sends": 0}
-    if not rows.filter(**fence, state__in=(State.READY, State.SENT)).update(**changes):
+    known = deliveries(reference.alias).open(reference, seconds)
+    if known is None:
         logger.debug("Delivery %s of %r is done or in other hands; its copy is dropped.", reference.id, reference.alias)
         return None
-    lease = Lease(using=reference.alias, pk=reference.id, token=reference.token + 1, seconds=seconds)
-    known = rows.with_followers(lease.pk, lease.token, MOST)
-    if not known:
-        return None
-    began = known[0].due_at - timedelta(seconds=seconds)
+    lease = Lease(using=reference.alias, pk=known.pk, token=known.token, seconds=seconds)
+    began = known.due_at - timedelta(seconds=seconds)
     fence = (began - datetime(1970, 1, 1, tzinfo=began.tzinfo)) // timedelta(microseconds=1)
-    return Held(task=task, lease=lease, known=known[0], followers=known[1:], fence=fence, renews=renews)
+    return Held(task=task, lease=lease, known=known, fence=fence, renews=renews)
 
 
 def _lease_of(task: Any, using: str) -> tuple[float, bool]:
@@ -99,7 +94,6 @@ class Held:
     task: Any
     lease: Lease
     known: Any  # the row, as it was opened
-    followers: Sequence[Any] = ()  # what is folded into it
     fence: int  # when it was opened, in microseconds of the database's clock: the runs of a key do not overlap there
     renews: bool
     asked: bool = False  # whether the receiver called retry(), which is the end of the default policy
@@ -135,7 +129,7 @@ class Held:
             DecodeError: when it is damaged, or erased.
             django.db.Error: when the database does not answer.
         """
-        return fold_in(self.lease, self.known, self.followers)
+        return fold_in(self.lease, self.known)
 
     def event(self, event: Event) -> Event:
         """Return the event as the receiver gets it, with the fence; eager, in the sender's process, it has no rival."""
@@ -164,12 +158,12 @@ class Held:
         self.completed, self.passes_on = True, self.retry_in is None
 
     def _completed(self) -> int:
-        row = self._row()
         if self.retry_in is not None:
-            return row.update(state=State.READY, attempts=F("attempts") + 1, due_at=In(self.retry_in))
+            return self._row().update(state=State.READY, attempts=F("attempts") + 1, due_at=In(self.retry_in))
         if self.task.retain:
-            return row.update(state=State.DONE, due_at=In(self.task.retain), finished_at=In(0), slot=None)
-        return row.erase()
+            return self._row().update(state=State.DONE, due_at=In(self.task.retain), finished_at=In(0), slot=None)
+        self.lease.ending = True
+        return deliveries(self.lease.using).complete(self.lease.pk, self.lease.token)
 
     def discard(self, event: Event, reason: str) -> Exception:
         """Drop the event on purpose."""

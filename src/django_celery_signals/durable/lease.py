@@ -89,6 +89,7 @@ class Keeper:
         self._changed = threading.Condition()
         self._leases: list[Lease] = []
         self._runs = False
+        self._wakes_at: float | None = None  # when the thread looks again by itself; None: when it is told
 
     def keep(self, lease: Lease) -> None:
         """Renew a lease from now on."""
@@ -98,7 +99,8 @@ class Keeper:
             if not self._runs:
                 self._runs = True
                 threading.Thread(target=self._run, name="django-celery-signals-leases", daemon=True).start()
-            self._changed.notify()
+            if self._wakes_at is None or lease.renew_at < self._wakes_at:  # not for every run
+                self._changed.notify()
 
     def let_go(self, lease: Lease) -> None:
         """Renew it no more."""
@@ -119,8 +121,9 @@ class Keeper:
             self._leases = [lease for lease in self._leases if not lease.lost]
             due = [lease for lease in self._leases if lease.renew_at <= now]
             if not due:
-                next_at = min((lease.renew_at for lease in self._leases), default=None)
-                self._changed.wait(None if next_at is None else next_at - now)
+                self._wakes_at = min((lease.renew_at for lease in self._leases), default=None)
+                self._changed.wait(None if self._wakes_at is None else self._wakes_at - now)
+                self._wakes_at = None
             return due
 
 

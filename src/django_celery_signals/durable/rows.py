@@ -5,12 +5,14 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from django.db import Error, connections, models, transaction
 
 from .clock import In, by_index, lock_no_gaps
 from .trouble import is_conflict
+
+T = TypeVar("T")
 
 CONFLICTS = 5  # times that a statement is repeated which has met another's
 STEP = 500  # rows that one statement deletes by their keys; of 1000 MariaDB makes a query that locks all rows
@@ -47,7 +49,7 @@ class RowQuerySet(models.QuerySet[Any]):
         """Delete rows in one statement, past Django's signals: a receiver of every sender's would be told of itself."""
         return self._surely(lambda: self._raw_delete(self.db) or 0)
 
-    def _surely(self, statement: Callable[[], int]) -> int:
+    def _surely(self, statement: Callable[[], T]) -> T:
         """Execute a statement, again if it met another's, which PostgreSQL refuses above READ COMMITTED."""
         left = 0 if connections[self.db].in_atomic_block else CONFLICTS
         while True:

@@ -18,8 +18,7 @@ from django.db.models.expressions import RawSQL
 
 from .clock import In, by_index, force, lock_no_gaps
 from .rows import RowQuerySet, State
-
-LANES = "dcs_delivery_lane"  # the index of the lanes
+from .texts import LANES, texts_for
 
 
 class TurnQuerySet(RowQuerySet):
@@ -56,17 +55,26 @@ class TurnQuerySet(RowQuerySet):
         Returns:
             The delivery, if the caller is to publish it now.
         """
-        free = (
-            self.waiting(lane).exclude(Exists(self.filter(slot=lane))).annotate(now=In(0)).defer("payload", "traceback")
-        )
-        with by_index(connections[self.db], self.model, LANES):
-            row = free.first()
+        row = self.next_of(lane)
         if row is None:
             return None
-        at_once = publishing and not row.options.get("debounce") and _left(row) <= 0
+        left = self._left(row)
+        at_once = publishing and not row.options.get("debounce") and left <= 0
         as_sent = {"state": State.SENT, "sent_at": In(0), "sends": 1, "due_at": None}
-        won = self._win([row.pk], slot=lane, claim=None, **(as_sent if at_once else {"due_at": In(_left(row))}))
+        won = self._win([row.pk], slot=lane, claim=None, **(as_sent if at_once else {"due_at": In(left)}))
         return row if won and at_once else None
+
+    def next_of(self, lane: str) -> Any | None:
+        """Return what waits longest in a lane of which none has the slot, without its payload."""
+        return next(iter(self.raw(texts_for(self.db).next, (lane, lane, lane))), None)
+
+    def _left(self, row: Any) -> float:
+        """Return the seconds until a delivery may be published at the earliest."""
+        delay = max(row.options.get("countdown", 0.0), row.options.get("debounce", 0.0))
+        if not delay:
+            return 0.0
+        now = self.filter(pk=row.pk).values_list(In(0), flat=True).first() or row.created_at
+        return float(max(0.0, (row.created_at - now).total_seconds() + delay))
 
     def admit(self, claim: int, rows: Sequence[Any]) -> list[Any]:
         """Return those of a claim that may be published now.
@@ -111,20 +119,6 @@ class TurnQuerySet(RowQuerySet):
             quiet_in = (created - now).total_seconds() + row.options["debounce"]
             return float(min(quiet_in, (row.created_at - now).total_seconds() + row.options["max_wait"]))
         return 0.0
-
-    def with_followers(self, pk: int, token: int, limit: int) -> list[Any]:
-        """Return the delivery that was just opened and, if it coalesces, the oldest that wait behind it.
-
-        In one statement, for it is executed for every run. Those that wait come without their payloads, each with the
-        ``size`` of its own. Nothing, when the delivery is in other hands by now.
-        """
-        columns = [field.column for field in self.model._meta.concrete_fields]
-        own, bare = (", ".join(_column(self.db, name, left_out) for name in columns) for left_out in ("", "payload"))
-        names = self._names()
-        sql = _HEAD_AND_FOLLOWERS.format(own=own, bare=bare, lane=_FOLDING_LANE.format(**names), **names)
-        found = self.raw(sql, (pk, token, pk, pk, limit))
-        rows = sorted(found, key=lambda row: (row.pk != pk, row.pk))
-        return rows if rows and rows[0].pk == pk else []
 
     def strays(self, after: str, limit: int) -> tuple[list[str], str]:
         """Return lanes in which deliveries wait though none has the slot, and where to go on; empty: at the start.
@@ -191,27 +185,10 @@ class TurnQuerySet(RowQuerySet):
         return RawSQL(sql, values, output_field=BooleanField())  # noqa: S611 - of constants
 
 
-def _left(row: Any) -> float:
-    """Return the seconds until a delivery may be published at the earliest."""
-    delay = max(row.options.get("countdown", 0.0), row.options.get("debounce", 0.0))
-    return float(max(0.0, (row.created_at - row.now).total_seconds() + delay))
-
-
-def _column(using: str, name: str, left_out: str) -> str:
-    quoted = connections[using].ops.quote_name(name)
-    return f"NULL AS {quoted}" if name == left_out else quoted
-
-
-_STATES = {"ready": int(State.READY), "running": int(State.RUNNING)}
+_STATES = {"ready": int(State.READY)}
 
 _NO_OTHER = "NOT EXISTS (SELECT 1 FROM ({inner} LIMIT 1) AS other)"
 _HOLDS = "SELECT id FROM {table} WHERE slot = %s"
 _WAITS_BEFORE = (
     "SELECT id FROM {lanes} WHERE lane >= %s AND lane <= %s AND state = {ready} AND id < %s ORDER BY lane, id"
-)
-_FOLDING_LANE = "(SELECT lane FROM {table} WHERE id = %s AND folds)"
-_HEAD_AND_FOLLOWERS = (
-    "SELECT {own}, 0 AS size FROM {table} WHERE id = %s AND token = %s AND state = {running} UNION ALL SELECT * FROM "
-    "(SELECT {bare}, LENGTH(payload) AS size FROM {lanes} WHERE lane >= {lane} AND lane <= {lane} "
-    "AND state = {ready} AND slot IS NULL ORDER BY lane, id LIMIT %s) AS followers"
 )

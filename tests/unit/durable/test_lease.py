@@ -255,6 +255,22 @@ def test_keeper_that_has_nothing_to_do(alias: str) -> None:
     assert lasts(lease) < 0
 
 
+@each_database("default")
+def test_keeper_sleeps_through_runs(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread is woken for a lease that is to be renewed before it would look, and for no other."""
+    first, equal, shorter = leased(alias), leased(alias), leased(alias, SHORT)
+    with kept(first) as found:
+        wait_until(lambda: found._wakes_at is not None, what="the thread's sleep")
+        notify, woken = found._changed.notify, []
+        monkeypatch.setattr(found._changed, "notify", lambda: (woken.append(True), notify()))
+        found.keep(equal)
+        assert [] == woken
+        with kept(shorter, by=found):
+            assert [True] == woken
+            wait_for_renewal(shorter)
+        found.let_go(equal)
+
+
 @each_kind
 def test_lost_lease_is_told_once(alias: str, caplog: pytest.LogCaptureFixture) -> None:
     """A lost lease is said to be lost once, and renewed no more; the others go on."""

@@ -404,57 +404,22 @@ def test_debounce_of_many(alias: str) -> None:
 
 @each_kind
 def test_followers(alias: str) -> None:
-    """What was opened is read together with what waits behind it, the oldest first, in one statement; of those that
-    wait, the size of the payload instead of itself."""
-    head, plain = holder(alias), placed(alias, None, state=State.RUNNING, folds=True)
-    deliveries(alias).filter(pk=head).update(folds=True)
+    """What waits in a lane is read, the oldest first, with the size of each payload instead of itself."""
+    holder(alias)
     behind = [placed(alias, options={"number": number}, payload="x" * number) for number in range(4)]
     for columns in ({"lane": "b"}, {"lane": None}, {"state": State.FAILED}, {"state": State.DONE}):
         placed(alias, **columns)
-    token = row(alias, head).token
 
     with CaptureQueriesContext(connections[alias]) as queries:
-        found = deliveries(alias).with_followers(head, token, 3)
+        found = deliveries(alias).followers("a", 3)
 
-    assert [head, *behind[:3]] == [one.pk for one in found]
+    assert behind[:3] == [one.pk for one in found]
     assert 1 == len(queries)
-    assert [(None, n, {"number": n}) for n in range(3)] == [(one.payload, one.size, one.options) for one in found[1:]]
-    kept = deliveries(alias).filter(pk__in=[head, *behind[:3]]).order_by("pk").values()
-    assert [{**row, "payload": found[0].payload if row["id"] == head else None} for row in kept] == [
+    assert [(None, n, {"number": n}) for n in range(3)] == [(one.payload, one.size, one.options) for one in found]
+    kept = deliveries(alias).filter(pk__in=behind[:3]).order_by("pk").values()
+    assert [{**row, "payload": None, "traceback": None} for row in kept] == [
         {name: getattr(one, name) for name in (field.attname for field in one._meta.concrete_fields)} for one in found
     ]
-    assert row(alias, head).payload == found[0].payload
-    assert [plain] == [one.pk for one in deliveries(alias).with_followers(plain, row(alias, plain).token, 3)]
-
-
-@each_kind
-def test_head_that_is_younger(alias: str) -> None:
-    """What was opened comes first, also if something older waits behind it: that was retried."""
-    older, head = placed(alias), holder(alias)
-    deliveries(alias).filter(pk=head).update(folds=True)
-
-    assert [head, older] == [one.pk for one in deliveries(alias).with_followers(head, row(alias, head).token, 9)]
-
-
-@each_kind
-def test_who_does_not_fold_reads_itself(alias: str) -> None:
-    """An ordered delivery is read alone, however many wait behind it."""
-    head = holder(alias)
-    placed(alias, folds=True)
-
-    assert [head] == [one.pk for one in deliveries(alias).with_followers(head, row(alias, head).token, 9)]
-
-
-@each_kind
-@pytest.mark.parametrize("columns", [{"token": 7}, {"state": State.READY}, {"state": State.FAILED}], ids=str)
-def test_head_in_other_hands(alias: str, columns: dict[str, Any]) -> None:
-    """What another has by now is not read, nor what waits behind it."""
-    head = holder(alias)
-    placed(alias)
-    token = row(alias, head).token
-    deliveries(alias).filter(pk=head).update(folds=True, **columns)
-
-    assert [] == deliveries(alias).with_followers(head, token, 9)
 
 
 # What is left behind -------------------------------------------------------------------------------------------------

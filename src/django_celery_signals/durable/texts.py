@@ -1,0 +1,61 @@
+"""The statements of every run, as text: over a queryset Django thinks for longer than the database does the work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from django.apps import apps
+from django.db import connections
+
+from .clock import force
+from .rows import State
+
+LANES = "dcs_delivery_lane"  # the index of the lanes
+LARGE = ("payload", "traceback")  # columns that are read only where they are needed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Texts:
+    """The statements for one database; ``{due}`` is for who executes them to fill in."""
+
+    returns: bool  # whether opening a delivery returns it, so that it need not be read
+    open: str
+    read: str
+    complete: str
+    followers: str
+    next: str
+
+
+@cache
+def texts_for(using: str) -> Texts:
+    """Return what is executed in a database."""
+    connection, meta = connections[using], apps.get_model("django_celery_signals", "Delivery")._meta
+    quote: Any = connection.ops.quote_name
+    table, columns = quote(meta.db_table), [str(field.column) for field in meta.concrete_fields]
+    whole = ", ".join(map(quote, columns))
+    returns = connection.vendor != "mysql"
+    names = {
+        **{state.name.lower(): int(state) for state in State},
+        "table": table,
+        "lanes": f"{table} {force(connection, LANES)}",
+        "whole": whole,
+        "bare": ", ".join(f"NULL AS {quote(name)}" if name in LARGE else quote(name) for name in columns),
+        "due": "{due}",
+        "returning": f"RETURNING {whole}" if returns else "",
+    }
+    return Texts(returns=returns, **{name: text.format(**names) for name, text in _TEXTS.items()})
+
+
+_HELD = "FROM {table} WHERE id = %s AND token = %s AND state = {running}"
+_WAITING = "FROM {lanes} WHERE lane >= %s AND lane <= %s AND state = {ready} AND slot IS NULL"
+_UNLESS_HELD = "AND NOT EXISTS (SELECT 1 FROM {table} AS other WHERE other.slot = %s)"
+_TEXTS = {
+    "open": "UPDATE {table} SET state = {running}, token = token + 1, due_at = {due}, claim = NULL, sends = 0 "
+    "WHERE id = %s AND token = %s AND receiver = %s AND state IN ({ready}, {sent}) {returning}",
+    "read": f"SELECT {{whole}} {_HELD}",
+    "complete": f"DELETE {_HELD}",
+    "followers": f"SELECT {{bare}}, LENGTH(payload) AS size {_WAITING} ORDER BY lane, id LIMIT %s",
+    "next": f"SELECT {{bare}} {_WAITING} {_UNLESS_HELD} ORDER BY lane, id LIMIT 1",
+}

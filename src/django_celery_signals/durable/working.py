@@ -1,0 +1,44 @@
+"""What a worker does with a delivery: open it, read what waits behind it, complete it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db import connections
+
+from .clock import In
+from .reference import Reference
+from .texts import texts_for
+from .turns import TurnQuerySet
+
+
+class WorkQuerySet(TurnQuerySet):
+    """Deliveries in the hands of workers. These verbs find their rows by what they are given, and by nothing else."""
+
+    def open(self, reference: Reference, seconds: float) -> Any | None:
+        """Take what a message refers to for so many seconds: in one statement, where a database can return the row.
+
+        Returns:
+            The row as it is then; None when it is done, in other hands, or for another receiver.
+        """
+        texts, (due, moment) = texts_for(self.db), In(seconds).as_text(connections[self.db])
+        sql, params = texts.open.format(due=due), (*moment, reference.id, reference.token, reference.receiver)
+        if texts.returns:
+            rows = self._surely(lambda: list(self.raw(sql, params)))
+        else:
+            opened = self._surely(lambda: self._execute(sql, params))
+            rows = list(self.raw(texts.read, (reference.id, reference.token + 1))) if opened else []
+        return rows[0] if rows else None
+
+    def followers(self, lane: str, limit: int) -> list[Any]:
+        """Return the oldest that wait in a lane, without their payloads, but with the ``size`` of each."""
+        return list(self.raw(texts_for(self.db).followers, (lane, lane, limit)))
+
+    def complete(self, pk: int, token: int) -> int:
+        """Delete what is held by a token."""
+        return self._surely(lambda: self._execute(texts_for(self.db).complete, (pk, token)))
+
+    def _execute(self, sql: str, params: tuple[Any, ...]) -> int:
+        with connections[self.db].cursor() as cursor:
+            cursor.execute(sql, params)
+            return int(cursor.rowcount)
