@@ -18,7 +18,7 @@ from django.test.utils import CaptureQueriesContext
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_celery_signals.durable import folding, hold
+from django_celery_signals.durable import folding
 from django_celery_signals.durable.deliveries import State, deliveries
 from django_celery_signals.durable.folding import fold
 from django_celery_signals.durable.hold import Held, opened
