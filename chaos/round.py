@@ -52,13 +52,12 @@ def _torment(rig: Rig, show: Show) -> list[Happened]:
         time.sleep(0.5)
         committed = ledger.committed_so_far(rig.ledger)
     while True:
-        if not waiting:
-            open_ = {name for name in names if not _is_done(name, happened)}
-            if committed >= rig.options.events and not open_:
+        if committed >= rig.options.events:  # what has met something need not come again
+            names = [name for name in names if not _is_done(name, happened)]
+            waiting = [name for name in waiting if name in names]
+            if not names:
                 return happened
-            waiting = [
-                name for name in rig.chance.sample(names, len(names)) if committed < rig.options.events or name in open_
-            ]
+        waiting = waiting or rig.chance.sample(names, len(names))
         name = waiting.pop()
         show(name, committed, rig.options.events)
         happened.append(inject(rig, name))
