@@ -239,7 +239,7 @@ def test_a_claim_is_committed_before_it_is_published(
         found.append(deliveries(alias).update(summary="changed meanwhile"))
         connections.close_all()
 
-    def publish(self: Any, messages: list[Any]) -> list[Any]:
+    def publish(self: Any, messages: list[Any], meanwhile: Any) -> list[Any]:
         found.append(connections[alias].in_atomic_block)
         thread = Thread(target=elsewhere)
         thread.start()

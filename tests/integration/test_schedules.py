@@ -263,7 +263,7 @@ def world(
         ):
             monkeypatch.setattr(module, name, world.hooked(getattr(module, name), lane_of))
         monkeypatch.setattr(outbox, "publish", world.take)
-        monkeypatch.setattr(Bulk, "publish", lambda bulk, messages: world.take_many(bulk, messages))
+        monkeypatch.setattr(Bulk, "publish", lambda bulk, messages, meanwhile: world.take_many(bulk, messages))
         for module in (statements, upkeep):
             monkeypatch.setattr(module, "CRASH_BUDGET", BUDGET)
         yield world

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from amqp.exceptions import ChannelError
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 IDLE = 20.0  # seconds for which an unused connection is kept
 WINDOW = 500  # messages on their way to RabbitMQ without a confirm
+GLANCE = 0.5  # seconds of waiting for confirms, before the caller may do something else
 LONGEST = 8.0  # seconds after which a batch leaves its rest for later: a relay that is told to stop has to end
 
 Outcomes = list[Exception | None]  # one for each message; None: the broker has it
@@ -41,14 +42,18 @@ class Bulk:
         self._producer: Any = None
         self._used_at = 0.0
 
-    def publish(self, messages: Sequence[Message]) -> Outcomes:
+    def publish(self, messages: Sequence[Message], meanwhile: Callable[[], None] = lambda: None) -> Outcomes:
         """Publish messages; an error of one does not stop the others, an outage ends it.
 
         What is lost on the way or comes back is reported as an error, and so is what nobody knows of: whether it
         arrived or not, the delivery may be published again.
+
+        Args:
+            messages: what to publish.
+            meanwhile: called again and again until that is done; raises nothing.
         """
         try:
-            outcomes = self._publish(messages)
+            outcomes = self._publish(messages, meanwhile)
         except Exception as raised:  # of the connection or the whole batch: no message is to blame
             outcomes = [raised if is_outage(raised) else OperationalError(_in_words(raised))] * len(messages)
         self._used_at = time.monotonic()
@@ -59,17 +64,17 @@ class Bulk:
                 taken(message)
         return outcomes
 
-    def _publish(self, messages: Sequence[Message]) -> Outcomes:
+    def _publish(self, messages: Sequence[Message], meanwhile: Callable[[], None]) -> Outcomes:
         if self.app.conf.task_always_eager:
             return [_outcome(self.app, message, None) for message in messages]
         if self._connection is None:
             self._connect()
         if isinstance(self._producer, Confirms):
-            return self._producer.publish(self.app, messages)
+            return self._producer.publish(self.app, messages, meanwhile)
         if hasattr(self._producer, "batch"):  # since kombu 5.7
             with self._producer.batch():
-                return _one_by_one(self.app, messages, self._producer)
-        return _one_by_one(self.app, messages, self._producer)
+                return _one_by_one(self.app, messages, self._producer, meanwhile)
+        return _one_by_one(self.app, messages, self._producer, meanwhile)
 
     def _connect(self) -> None:
         self._connection = connection = connection_for(self.app, confirms=False)
@@ -99,11 +104,12 @@ def _in_words(error: BaseException) -> str:
     return f"{type(cause).__name__}: {cause}"
 
 
-def _one_by_one(app: Celery, messages: Sequence[Message], producer: Any) -> Outcomes:
+def _one_by_one(app: Celery, messages: Sequence[Message], producer: Any, meanwhile: Callable[[], None]) -> Outcomes:
     outcomes: Outcomes = []
     until = time.monotonic() + LONGEST
     end: Exception | None = None
     for message in messages:
+        meanwhile()
         if end is None and time.monotonic() > until:
             end = _slowness()
         outcomes.append(end or _outcome(app, message, producer))
@@ -131,6 +137,7 @@ class Confirms:
         """Ask the broker for confirms, and listen."""
         self.connection, self.producer = connection, producer
         self._outcomes: Outcomes = []
+        self._meanwhile: Callable[[], None] = lambda: None
         self._places: dict[str, int] = {}  # id of a message -> its place among the messages
         self._listen(producer.channel)
 
@@ -145,9 +152,9 @@ class Confirms:
         self._tag = 0  # of the last message; the broker counts every one of a channel, Celery's own events, too
         self._open: dict[int, int] = {}  # tag of a message without a confirm -> its place
 
-    def publish(self, app: Celery, messages: Sequence[Message]) -> Outcomes:
+    def publish(self, app: Celery, messages: Sequence[Message], meanwhile: Callable[[], None]) -> Outcomes:
         """Publish messages and wait for their confirms."""
-        self._outcomes = [None] * len(messages)
+        self._outcomes, self._meanwhile = [None] * len(messages), meanwhile
         self._places = {message.event_id: place for place, message in enumerate(messages)}
         places = deque(range(len(messages)))
         end: Exception = _slowness()
@@ -193,6 +200,7 @@ class Confirms:
         Raises:
             Exception: any other.
         """
+        self._meanwhile()
         tag = self._tag + 1
         self._open[tag] = place
         error = _outcome(app, messages[place], self.producer, mandatory=True)
@@ -218,10 +226,12 @@ class Confirms:
         until = time.monotonic() + conf.get().PUBLISH_TIMEOUT
         while len(self._open) > most:
             before = len(self._open)
+            self._meanwhile()
             try:
-                self.connection.drain_events(timeout=max(0.01, until - time.monotonic()))
+                self.connection.drain_events(timeout=max(0.01, min(GLANCE, until - time.monotonic())))
             except TimeoutError as error:
-                raise PublishTimeout(f"The broker has not confirmed {before} messages.") from error
+                if time.monotonic() >= until:
+                    raise PublishTimeout(f"The broker has not confirmed {before} messages.") from error
             if len(self._open) < before:
                 until = time.monotonic() + conf.get().PUBLISH_TIMEOUT
 

@@ -27,9 +27,7 @@ from .upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after which another relay publishes what this one has claimed and not marked: as long as a few batches like
-#: the last would take, but within these. Too short a time costs copies of messages, and too long a time a late run.
-LEAST_GRACE, GRACE, BATCHES = 3.0, 30.0, 4
+GRACE = 3.0  # seconds after which another relay publishes what this one has claimed and says nothing of any more
 SOON, LATER = 5.0, 60.0  # seconds until what the broker refused is published again, and what cannot be published here
 NAP = 0.2  # seconds until a relay that sleeps finds out that it is to stop
 LONGEST_PAUSE = 10.0  # seconds between two tries while the database or the broker is away
@@ -75,7 +73,6 @@ class Relay:
         self._upkeep = {alias: Upkeep(self.app, alias) for alias in self.databases}
         self._broker = Outage(idle)
         self._away = {alias: Outage(idle) for alias in self.databases}
-        self._took = 0.0  # seconds, for the last batch
         self._kept: list[BaseDatabaseWrapper] = []
 
     def run(self) -> None:
@@ -167,7 +164,7 @@ class Relay:
         _close(alias)
 
     def _claim(self, alias: str) -> Claimed:
-        return deliveries(alias).claim(self.batch_size, min(GRACE, max(LEAST_GRACE, BATCHES * self._took)))
+        return deliveries(alias).claim(self.batch_size, GRACE)
 
     def _publish(self, alias: str, claimed: Claimed) -> int:
         """Publish those of a batch whose turn it is, mark what the broker has, and give back the rest.
@@ -175,10 +172,10 @@ class Relay:
         Returns:
             How much the broker has.
         """
-        began = time.monotonic()
+        meanwhile = Renewal(alias, claimed)
         rows = deliveries(alias).admit(claimed.claim, claimed.rows)
         known = [row for row in rows if row.receiver in self.app.tasks]
-        outcomes = self._bulk.publish([message_of(self.app, row, alias) for row in known])
+        outcomes = self._bulk.publish([message_of(self.app, row, alias) for row in known], meanwhile)
         taken = [row for row, error in zip(known, outcomes, strict=True) if error is None]
         refused = [(row, error) for row, error in zip(known, outcomes, strict=True) if error is not None]
         for queue, ids in self._by_queue(taken).items():
@@ -189,7 +186,6 @@ class Relay:
             self._broker.longer()
         else:
             self._broker.over()
-        self._took = time.monotonic() - began
         return len(taken)
 
     def _by_queue(self, rows: Iterable[Any]) -> dict[str, list[int]]:
@@ -218,6 +214,25 @@ def _patience(error: Exception) -> float:
 def _close(alias: str) -> None:
     with suppress(Error):  # what is broken may be too broken to be closed
         connections[alias].close()
+
+
+class Renewal:
+    """Keeps a claim while its messages are published: on a slow machine, or by a slow broker, that may take long."""
+
+    def __init__(self, using: str, claimed: Claimed) -> None:
+        """Begin now."""
+        self.using, self.claimed = using, claimed
+        self._next = time.monotonic() + GRACE / 3
+
+    def __call__(self) -> None:
+        """Renew the claim, if it is time to; if that fails, another relay may publish some of it as well."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + GRACE / 3
+        try:
+            deliveries(self.using).renew(self.claimed.claim, [row.pk for row in self.claimed.rows], GRACE)
+        except Error as error:
+            logger.info("A claim in %r could not be renewed: %s", self.using, error)
 
 
 class Outage:

@@ -364,6 +364,7 @@ def test_messages_without_a_queue(bulk: Bulk, rabbit: Rabbit, message: Callable[
     assert "no queue for the message (exchange 'exchange', routing key 'key')" in str(outcomes[1])
 
 
+@SHORT
 def test_silence(bulk: Bulk, rabbit: Rabbit, message: Callable[..., Message]) -> None:
     """A message of which the broker says nothing is an outage; what it has confirmed before is not repeated."""
     rabbit.react = lambda channel, tag, name: None if name == "1" else ack(channel, tag)
@@ -380,14 +381,17 @@ class Clock:
 
     def __init__(self, rabbit: Rabbit, seconds: float) -> None:
         self.now, self.seconds, self.drain = 0.0, seconds, rabbit.drain_events
+        self.waited = 0.0
 
     def monotonic(self) -> float:
         return self.now
 
     def drain_events(self, timeout: float) -> None:
-        self.now += min(self.seconds, timeout)
-        if timeout < self.seconds:
+        step = min(self.seconds - self.waited, timeout)
+        self.now, self.waited = self.now + step, self.waited + step
+        if self.waited < self.seconds:
             raise TimeoutError
+        self.waited = 0.0
         self.drain(timeout)
 
 
@@ -414,6 +418,28 @@ def test_patience(
     rabbit.react = react
 
     assert expected == kinds(bulk.publish(numbered(message, 4)))
+
+
+def test_meanwhile(
+    celery_app: Celery, bulk: Bulk, rabbit: Rabbit, message: Callable[..., Message], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever publishes many may do something else before each message, and while it waits for the confirms."""
+    now = [0.0]
+    drain = rabbit.drain_events
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def wait(timeout: float) -> None:
+        now[0] += timeout
+        if now[0] < 2:
+            raise TimeoutError
+        drain(timeout)
+
+    monkeypatch.setattr(rabbit, "drain_events", wait)
+    rabbit.react = lambda channel, tag, name: ack(channel, tag)
+    moments: list[float] = []
+
+    assert [None] * 2 == bulk.publish([message("0"), message("1")], meanwhile=lambda: moments.append(now[0]))
+    assert [0, 0, 0, 0.5, 1, 1.5, 2] == moments
 
 
 @pytest.mark.parametrize("swallowed", [False, True])

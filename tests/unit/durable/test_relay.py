@@ -20,6 +20,7 @@ from django_celery_signals import PublishError, PublishTimeout, Relay
 from django_celery_signals.durable import bulk
 from django_celery_signals.durable import relay as module
 from django_celery_signals.durable.bulk import Bulk
+from django_celery_signals.durable.clock import In
 from django_celery_signals.durable.deliveries import DeliveryQuerySet, State, deliveries
 from django_celery_signals.durable.relay import Outage, keeping
 from tests.brokers import Broker
@@ -45,7 +46,7 @@ def relay(celery_app: Celery) -> Relay:
 
 def outcomes(monkeypatch: pytest.MonkeyPatch, *errors: Exception | None) -> None:
     """Let the broker do with each message as told."""
-    monkeypatch.setattr(Bulk, "publish", lambda self, messages: list(errors[: len(messages)]))
+    monkeypatch.setattr(Bulk, "publish", lambda self, messages, meanwhile: list(errors[: len(messages)]))
 
 
 # To begin with -------------------------------------------------------------------------------------------------------
@@ -121,27 +122,45 @@ def test_publishes_what_is_due(celery_app: Celery, tasks: Tasks) -> None:
     assert {"sent": 6, "ready": 1} == states("default") == states("other")
 
 
-def test_grace(relay: Relay, tasks: Tasks, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a relay claims is soon another's if it dies, but not while it may be publishing a batch like the last."""
-    task, graces, now, takes = tasks.shared().name, [], [0.0], [0.5, 2, 20, 0]
-    claim = DeliveryQuerySet.claim
+def test_claim_of_a_slow_batch(relay: Relay, tasks: Tasks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a relay claims is soon another's if it dies, and stays its own for as long as it is publishing it."""
+    place("default", tasks.shared(), 3)
+    now, left = [0.0], []
+    rows = deliveries("default").filter(claim__isnull=False)
 
-    def claim_and_note(self: Any, limit: int, grace: float) -> Any:
-        graces.append(grace)
-        return claim(self, limit, grace)
-
-    def publish(self: Any, messages: list[Any]) -> list[None]:
-        now[0] += takes.pop(0)
+    def publish(self: Any, messages: list[Any], meanwhile: Any) -> list[None]:
+        for seconds in (0.0, 0.5, 0.6, 0.6, 0.6):
+            now[0] += seconds
+            rows.update(due_at=In(-1))
+            meanwhile()
+            left.append(seconds_left("default"))
         return [None] * len(messages)
 
-    monkeypatch.setattr(DeliveryQuerySet, "claim", claim_and_note)
     monkeypatch.setattr(Bulk, "publish", publish)
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    while takes:
-        place("default", task)
-        relay.once()
+    relay.once()
 
-    assert [3, 3, 3, 8, 8, 30, 30, 3] == graces  # of each batch, and of the look for another
+    assert [{-1}, {-1}, {3}, {-1}, {3}] == left
+    assert {"sent": 3} == states("default")
+
+
+def test_claim_that_cannot_be_renewed(relay: Relay, tasks: Tasks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that does not answer meanwhile stops no publication."""
+    place("default", tasks.shared())
+
+    def refuse(self: Any, *args: Any) -> int:
+        raise OperationalError("away")
+
+    def publish(self: Any, messages: list[Any], meanwhile: Any) -> list[None]:
+        meanwhile()
+        return [None] * len(messages)
+
+    monkeypatch.setattr(DeliveryQuerySet, "renew", refuse)
+    monkeypatch.setattr(Bulk, "publish", publish)
+    monkeypatch.setattr(module, "GRACE", -3.0)
+    relay.once()
+
+    assert {"sent": 1} == states("default")
 
 
 def test_rows_come_without_their_payload(relay: Relay, tasks: Tasks) -> None:
@@ -246,7 +265,7 @@ def test_whoever_was_quicker(relay: Relay, tasks: Tasks, monkeypatch: pytest.Mon
     """What happened to a row while its message was under way is not overwritten by what became of the message."""
     place("default", tasks.shared(), 2)
 
-    def publish(self: Bulk, messages: list[Any]) -> list[Any]:
+    def publish(self: Bulk, messages: list[Any], meanwhile: Any) -> list[Any]:
         deliveries("default").update(state=State.RUNNING, claim=None)
         return [None, PublishError("full")]
 
@@ -386,7 +405,7 @@ def test_stop_finishes_the_batch(celery_app: Celery, tasks: Tasks, monkeypatch: 
     place("default", tasks.shared(), 4)
     relay = Relay(app=celery_app, databases=["default"], batch_size=2)
 
-    def publish(self: Bulk, messages: list[Any]) -> list[Any]:
+    def publish(self: Bulk, messages: list[Any], meanwhile: Any) -> list[Any]:
         relay.stop()
         return [None] * len(messages)
 
@@ -427,7 +446,7 @@ def test_outage_of_the_broker(relay: Relay, tasks: Tasks, monkeypatch: pytest.Mo
     """While the broker is away the pauses grow up to a limit; the first success ends them."""
     place("default", tasks.shared())
     relay._broker.first, tries = 1.0, iter([BrokerError("away")] * 6)
-    monkeypatch.setattr(Bulk, "publish", lambda self, messages: [next(tries, None)] * len(messages))
+    monkeypatch.setattr(Bulk, "publish", lambda self, messages, meanwhile: [next(tries, None)] * len(messages))
 
     pauses = slept(relay, 7, monkeypatch)
 
