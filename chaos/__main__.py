@@ -23,7 +23,7 @@ from .verdict import Verdict
 SYSTEMS = {"ours": "django-celery-signals", "outbox": "django-celery-outbox", "events": "django-domain-events"}
 
 #: What must be zero: in every cell, and where receivers have a transaction.
-ALWAYS = ("lost", "ghosts", "stuck", "failed", "quarantined")
+ALWAYS = ("lost", "ghosts", "stuck", "failed", "quarantined", "deaths")
 ATOMIC = ("duplicate_effects", "order_inversions", "overlaps", "needless_runs")
 
 

@@ -21,7 +21,7 @@ PACKAGES = ("django", "celery", "kombu", "amqp", "redis", "psycopg", "pymysql")
 
 def table(verdicts: Mapping[str, Verdict]) -> str:
     """Return the columns of all cells, as Markdown, which can be read as it is."""
-    names = (*COLUMNS, "killed_runs", "undone_runs", "deaths")
+    names = (*COLUMNS, "killed_runs", "undone_runs", "deaths", "celerys_deaths")
     heads = ["cell", "events", *(_in_words(name) for name in names), "faults", "minutes"]
     lines = [heads]
     for name, verdict in verdicts.items():
@@ -31,7 +31,8 @@ def table(verdicts: Mapping[str, Verdict]) -> str:
 
 
 def _in_words(name: str) -> str:
-    return {"killed_runs": "runs cut off", "undone_runs": "runs taken back"}.get(name, name.replace("_", " "))
+    words = {"killed_runs": "runs cut off", "undone_runs": "runs taken back", "celerys_deaths": "Celery's own"}
+    return words.get(name, name.replace("_", " "))
 
 
 def bounds(verdicts: Mapping[str, Verdict]) -> str:

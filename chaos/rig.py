@@ -37,6 +37,7 @@ class Role:
     command: Callable[[], list[str]]
     popen: subprocess.Popen[bytes] | None = None
     is_wanted: bool = True
+    said: int = 0  # bytes that its log had before it began
 
     @property
     def pid(self) -> int:
@@ -154,6 +155,7 @@ class Rig:
     def start(self, role: Role) -> None:
         """Start a process."""
         with self.log(role).open("ab") as log:
+            role.said = log.tell()
             role.popen = subprocess.Popen(
                 role.command(),
                 stdin=subprocess.DEVNULL,
@@ -178,8 +180,9 @@ class Rig:
         return self.folder / f"{role.name}.log"
 
     def last_words(self, role: Role) -> str:
-        """Return the last line of its log."""
-        return next(reversed(self.log(role).read_text(errors="replace").splitlines()), "")
+        """Return the last line of its log, or the last one that says of itself that it is bad."""
+        lines = self.log(role).read_bytes()[role.said :].decode(errors="replace").splitlines()
+        return next((line for line in reversed(lines) if "CRITICAL" in line), lines[-1] if lines else "")
 
     def wait(self, seconds: float) -> None:
         """Let time pass, while processes that end are started again."""

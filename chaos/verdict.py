@@ -23,6 +23,10 @@ COLUMNS = (
     "duplicate_runs",
 )
 
+#: In the last words of a worker that Celery itself has ended: it found the broker again just when a child had died.
+#: https://github.com/celery/celery/issues/9250
+CELERYS_OWN = "file descriptor is None"
+
 
 @dataclass(kw_only=True)
 class Verdict:
@@ -50,8 +54,13 @@ class Verdict:
 
     @property
     def deaths(self) -> int:
-        """How many processes ended though nobody had ended them."""
-        return len(self.died)
+        """How many processes ended though nobody had ended them, nor Celery."""
+        return sum(CELERYS_OWN not in words for words in self.died)
+
+    @property
+    def celerys_deaths(self) -> int:
+        """How many workers Celery has ended by a fault of its own."""
+        return len(self.died) - self.deaths
 
     def bound(self, column: str) -> float | None:
         """Return the upper bound, at 95 %, of a rate of which nothing was seen: three of so many."""

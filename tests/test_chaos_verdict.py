@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from chaos.cells import ALL
 from chaos.ledger import Ledger, Run, Writer, read
 from chaos.recovery import Happened
+from chaos.rig import Options, Rig, Role
 from chaos.verdict import COLUMNS, Site, Verdict, judge
 
 RUN = Run(name="1-1", attempt=0, started=10.0, ended=11.0)
@@ -270,3 +272,20 @@ def test_ledger(tmp_path: Path) -> None:
     runs = [(run.attempt, run.ended is not None, run.raised) for run in ledger.runs[1]]
     assert [(0, True, True), (1, True, False)] == runs
     assert [None, None] == [run.ended for number in (4, 5) for run in ledger.runs[number]]
+
+
+def test_deaths(tmp_path: Path) -> None:
+    """A process that ended by itself is told with its last words; those that Celery itself has ended are told apart."""
+    rig, role = (
+        Rig(options=Options(cell=ALL[0], events=1, seed=1), folder=tmp_path),
+        Role(name="worker-0", command=list),
+    )
+    before = "CRITICAL of one before it\n"
+    verdict = Verdict()
+    for text in ("", "ready\nthe end\n", "CRITICAL: ValueError('file descriptor is None')\nthe relay has ended\n"):
+        rig.log(role).write_text(before + text)
+        role.said = len(before)
+        verdict.died.append(rig.last_words(role))
+
+    assert ["", "the end", "CRITICAL: ValueError('file descriptor is None')"] == verdict.died
+    assert (2, 1) == (verdict.deaths, verdict.celerys_deaths)
