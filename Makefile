@@ -8,6 +8,9 @@ DEMO_ARGS ?=
 CHAOS_ARGS ?=
 NOX_ARGS ?=
 
+# Python shows what it otherwise hides; but its own allocator is as good as the one that looks after extensions in C.
+STRICT := PYTHONDEVMODE=1 PYTHONMALLOC=pymalloc
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
@@ -18,7 +21,7 @@ help: ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
 
 test: $(VENV)/.installed-test ## Run the tests (PYTEST_ARGS="-k codec" and so on)
-	PYTHONDEVMODE=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(STRICT) $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 demo: $(VENV)/.installed-example ## Run the example, and kill its worker in the middle (DEMO_ARGS, DATABASE_URL, BROKER_URL)
 	$(BIN)/python example/demo.py $(DEMO_ARGS)
@@ -28,7 +31,7 @@ chaos: $(VENV)/.installed-example $(if $(SYSTEM),$(VENV)-peers/.installed) ## To
 		$(if $(EVENTS),--events $(EVENTS)) $(if $(SEED),--seed $(SEED)) $(if $(LEASE),--lease $(LEASE)) $(CHAOS_ARGS)
 
 controls: $(VENV)/.installed-test ## Take safeguards out of the library, one by one, and see that the chaos rig finds it
-	PYTHONDEVMODE=1 $(BIN)/python -m pytest chaos/test_controls.py $(PYTEST_ARGS)
+	$(STRICT) $(BIN)/python -m pytest chaos/test_controls.py $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-lint ## Check style, format and types
 	$(BIN)/ruff check .
@@ -40,7 +43,7 @@ format: $(VENV)/.installed-lint ## Put the code into shape
 	$(BIN)/ruff format .
 
 coverage: $(VENV)/.installed-test ## Run the unit tests, which must reach every line and every branch
-	PYTHONDEVMODE=1 $(BIN)/python -m pytest tests/unit --cov --cov-report=term-missing $(PYTEST_ARGS)
+	$(STRICT) $(BIN)/python -m pytest tests/unit --cov --cov-report=term-missing $(PYTEST_ARGS)
 
 matrix: $(VENV)/.installed-dev ## Run the tests on every supported Python and Django that is found (NOX_ARGS)
 	$(BIN)/nox $(NOX_ARGS)

@@ -34,7 +34,7 @@ def is_present(python: str) -> bool:
 def run_tests(session: nox.Session, *constraints: str) -> None:
     """Install the package with these versions and run the tests."""
     session.install("--editable", ".[test]", *constraints)
-    session.run("python", "-m", "pytest", *session.posargs, env={"PYTHONDEVMODE": "1"})
+    session.run("python", "-m", "pytest", *session.posargs, env={"PYTHONDEVMODE": "1", "PYTHONMALLOC": "pymalloc"})
 
 
 add_interpreters_of_pyenv()

@@ -180,9 +180,9 @@ class Rig:
         return self.folder / f"{role.name}.log"
 
     def last_words(self, role: Role) -> str:
-        """Return the last line of its log, or the last one that says of itself that it is bad."""
+        """Return the last line of its log, or the one by which a worker says why it ends."""
         lines = self.log(role).read_bytes()[role.said :].decode(errors="replace").splitlines()
-        return next((line for line in reversed(lines) if "CRITICAL" in line), lines[-1] if lines else "")
+        return next((line for line in reversed(lines) if "Unrecoverable error" in line), lines[-1] if lines else "")
 
     def wait(self, seconds: float) -> None:
         """Let time pass, while processes that end are started again."""

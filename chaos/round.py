@@ -39,7 +39,7 @@ def play(options: Options, show: Show) -> Verdict:
 
 
 def _torment(rig: Rig, show: Show) -> list[Happened]:
-    """Inject faults, each as often as the others, until so many events are committed and each has met something."""
+    """Inject faults, all about equally often, until so many events are committed and each has met something."""
     names, committed = names_for(rig), 0
     happened: list[Happened] = []
     waiting: list[str] = []

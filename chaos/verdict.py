@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,9 +24,10 @@ COLUMNS = (
     "duplicate_runs",
 )
 
-#: In the last words of a worker that Celery itself has ended: it found the broker again just when a child had died.
-#: https://github.com/celery/celery/issues/9250
-CELERYS_OWN = "file descriptor is None"
+#: The last words of a worker that Celery itself has ended: it found the broker again just when a child had died, and
+#: asked for the file that was the way to it. https://github.com/celery/celery/issues/9250 and, for the words since
+#: kombu 5.7, https://github.com/celery/kombu/pull/2623
+CELERYS_OWN = re.compile(r"Unrecoverable error: .*(file descriptor is None|no attribute 'fileno')")
 
 
 @dataclass(kw_only=True)
@@ -55,7 +57,7 @@ class Verdict:
     @property
     def deaths(self) -> int:
         """How many processes ended though nobody had ended them, nor Celery."""
-        return sum(CELERYS_OWN not in words for words in self.died)
+        return sum(CELERYS_OWN.search(words) is None for words in self.died)
 
     @property
     def celerys_deaths(self) -> int:

@@ -280,12 +280,13 @@ def test_deaths(tmp_path: Path) -> None:
         Rig(options=Options(cell=ALL[0], events=1, seed=1), folder=tmp_path),
         Role(name="worker-0", command=list),
     )
-    before = "CRITICAL of one before it\n"
+    before = "Unrecoverable error: of one before it\n"
+    celery = "CRITICAL: Unrecoverable error: ValueError('file descriptor is None')"
     verdict = Verdict()
-    for text in ("", "ready\nthe end\n", "CRITICAL: ValueError('file descriptor is None')\nthe relay has ended\n"):
+    for text in ("", "ready\nthe end\n", f"{celery}\nThe relay has ended.\n"):
         rig.log(role).write_text(before + text)
         role.said = len(before)
         verdict.died.append(rig.last_words(role))
 
-    assert ["", "the end", "CRITICAL: ValueError('file descriptor is None')"] == verdict.died
+    assert ["", "the end", celery] == verdict.died
     assert (2, 1) == (verdict.deaths, verdict.celerys_deaths)

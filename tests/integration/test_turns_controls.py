@@ -12,7 +12,7 @@ from celery import Celery
 from django.db import connections
 
 from django_celery_signals import dispatch
-from django_celery_signals.durable import folding, hold, outbox
+from django_celery_signals.durable import hold, outbox
 from django_celery_signals.durable.clock import In
 from django_celery_signals.durable.deliveries import deliveries
 from django_celery_signals.durable.hold import Held
@@ -126,25 +126,16 @@ def with_promotion_in_the_transaction(patch: pytest.MonkeyPatch) -> None:
 
 
 def with_an_ungated_fold(patch: pytest.MonkeyPatch) -> None:
-    """What waits is read and deleted by whoever tries to open a delivery, not by the one that has succeeded."""
+    """What waits is deleted by whoever tries to open a delivery, also if that has not succeeded."""
     original = hold.opened
 
     def opened(task: Any, reference: Any) -> Held | None:
-        rows = deliveries(reference.alias)
-        waiting = rows.waiting(rows.get(pk=reference.id).lane)
-        followers = list(waiting)
-        waiting.erase()
-        held = original(task, reference)
-        if held is not None:
-            held.followers = followers
+        held, rows = original(task, reference), deliveries(reference.alias)
+        if held is None:
+            rows.waiting(rows.get(pk=reference.id).lane).erase()
         return held
 
     patch.setattr("django_celery_signals.execution.opened", opened)
-    patch.setattr(
-        folding,
-        "_write",
-        lambda lease, known, folded, envelope: lease.row().update(payload=folding.dump(envelope)),
-    )
 
 
 def without_slots(patch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,8 @@ class Bulk:
             self.close()
         for message, error in zip(messages, outcomes, strict=True):
             if error is None:
-                taken(message)
+                taken(message)  # tells the project, which may take its time
+            meanwhile()
         return outcomes
 
     def _publish(self, messages: Sequence[Message], meanwhile: Callable[[], None]) -> Outcomes:

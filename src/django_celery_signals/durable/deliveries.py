@@ -1,10 +1,11 @@
 """The relay's statements: what is due, claimed, published, lost; each one short, and safe beside any number of others.
 
-The worker's statements are in ``working``. ``due_at`` always means "when the relay must look"; null: it need not.
+What every run executes is in ``working``. ``due_at`` always means "when the relay must look"; null: it need not.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ class Claimed:
 
     claim: int
     rows: Sequence[Any]  # of Delivery, without their payload
+    began: float  # by the monotonic clock, before its time began to run
 
 
 def deliveries(using: str) -> DeliveryQuerySet:
@@ -41,15 +43,18 @@ class DeliveryQuerySet(WorkQuerySet):
 
     def claim(self, limit: int, grace: float) -> Claimed:
         """Take what is due for publication; whoever dies with it leaves it due again after ``grace`` seconds."""
-        claim = new_token()
+        claim, began = new_token(), time.monotonic()
         with self.due(State.READY).held(limit) as ids:
             mine = self.filter(pk__in=ids, state=State.READY, due_at__lte=In(0))
             mine.update(claim=claim, due_at=In(grace), sent_at=In(0))
-        return Claimed(claim=claim, rows=list(self.claimed(claim, ids).defer("payload", "traceback").order_by("pk")))
+        rows = self.claimed(claim, ids).defer("payload", "traceback").order_by("pk")
+        return Claimed(claim=claim, rows=list(rows), began=began)
 
     def renew(self, claim: int, ids: Iterable[int], grace: float) -> int:
-        """Keep what was claimed for so many seconds more."""
-        return self.claimed(claim, ids).update(due_at=In(grace))
+        """Keep what was claimed for so many seconds more, but for what another transaction has its hands on."""
+        ids = list(ids)
+        with self.claimed(claim, ids).held(len(ids)) as mine:
+            return self.claimed(claim, mine).update(due_at=In(grace))
 
     def mark(self, claim: int, ids: Iterable[int], queue: str) -> int:
         """Note what the broker has confirmed."""

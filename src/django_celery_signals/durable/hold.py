@@ -41,7 +41,8 @@ def opened(task: Any, reference: Reference) -> Held | None:
     """Open a delivery, in a commit of its own; None when the message is a copy of one that has been opened.
 
     Raises:
-        django.db.Error: when the database does not answer. The row stays as it is, and is published again.
+        django.db.Error: when the database does not answer. The row stays as it is, and is published again; or, where
+            only the answer was lost, when the lease is over.
     """
     seconds, renews = _lease_of(task, reference.alias)
     known = deliveries(reference.alias).open(reference, seconds)

@@ -41,7 +41,7 @@ def read(carried: Mapping[str, Any], names: tuple[str, ...]) -> Reference:
         )
     except KeyError as error:
         raise DecodeError(f"The message of a delivery is without its {error}.") from error
-    if type(reference.id) is not int or type(reference.token) is not int:
+    if not (_is_key(reference.id) and _is_key(reference.token)):
         raise DecodeError(f"The message of a delivery has {reference.id!r:.80}, {reference.token!r:.80} for numbers.")
     if reference.alias not in list(connections):
         raise DecodeError(
@@ -51,3 +51,8 @@ def read(carried: Mapping[str, Any], names: tuple[str, ...]) -> Reference:
     if reference.receiver not in names:
         raise DecodeError(f"The delivery is addressed to {reference.receiver!r:.120}, not to {names[0]!r}.")
     return reference
+
+
+def _is_key(value: Any) -> bool:
+    """Tell whether a value is a number that a column can hold."""
+    return type(value) is int and -(2**63) <= value < 2**63

@@ -173,7 +173,7 @@ class Relay:
             How much the broker has.
         """
         meanwhile = Renewal(alias, claimed)
-        rows = deliveries(alias).admit(claimed.claim, claimed.rows)
+        rows = deliveries(alias).admit(claimed.claim, claimed.rows, meanwhile)
         known = [row for row in rows if row.receiver in self.app.tasks]
         outcomes = self._bulk.publish([message_of(self.app, row, alias) for row in known], meanwhile)
         taken = [row for row, error in zip(known, outcomes, strict=True) if error is None]
@@ -220,9 +220,9 @@ class Renewal:
     """Keeps a claim while its messages are published: on a slow machine, or by a slow broker, that may take long."""
 
     def __init__(self, using: str, claimed: Claimed) -> None:
-        """Begin now."""
+        """Count from the claim on."""
         self.using, self.claimed = using, claimed
-        self._next = time.monotonic() + GRACE / 3
+        self._next = claimed.began + GRACE / 3
 
     def __call__(self) -> None:
         """Renew the claim, if it is time to; if that fails, another relay may publish some of it as well."""
@@ -231,8 +231,9 @@ class Renewal:
         self._next = time.monotonic() + GRACE / 3
         try:
             deliveries(self.using).renew(self.claimed.claim, [row.pk for row in self.claimed.rows], GRACE)
-        except Error as error:
-            logger.info("A claim in %r could not be renewed: %s", self.using, error)
+        except Exception as error:
+            logger.info("A claim in %r could not be renewed: %r", self.using, error)
+            _close(self.using)  # or what is published could not be marked
 
 
 class Outage:

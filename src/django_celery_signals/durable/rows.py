@@ -54,7 +54,7 @@ class RowQuerySet(models.QuerySet[Any]):
         left = 0 if connections[self.db].in_atomic_block else CONFLICTS
         while True:
             try:
-                with by_index(connections[self.db], self.model):
+                with transaction.mark_for_rollback_on_error(self.db), by_index(connections[self.db], self.model):
                     return statement()
             except Error as error:
                 left -= 1

@@ -8,7 +8,7 @@ other, and the delivery would be left behind.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Self
 
@@ -76,21 +76,26 @@ class TurnQuerySet(RowQuerySet):
         now = self.filter(pk=row.pk).values_list(In(0), flat=True).first() or row.created_at
         return float(max(0.0, (row.created_at - now).total_seconds() + delay))
 
-    def admit(self, claim: int, rows: Sequence[Any]) -> list[Any]:
+    def admit(self, claim: int, rows: Sequence[Any], meanwhile: Callable[[], None] = lambda: None) -> list[Any]:
         """Return those of a claim that may be published now.
 
         Of the others, those that wait for another of their lane are due no more, for that one's end comes back to
         them; and what is debounced is due later, when something newer waits behind it.
+
+        Args:
+            claim: which has them.
+            rows: what was claimed.
+            meanwhile: called again and again until that is done.
         """
         asking = {row.pk: row.lane for row in rows if row.lane and not row.slot}
         if asking:
             first = {lane: pk for pk, lane in sorted(asking.items(), reverse=True)}
-            waits = asking.keys() - self._take_turns(claim, list(first.values()))
+            waits = asking.keys() - self._take_turns(claim, list(first.values()), meanwhile)
             self.claimed(claim, waits).filter(slot=None).update(due_at=None, claim=None, sent_at=None)
             rows = [row for row in rows if row.pk not in waits]
-        return self._that_are_quiet(claim, rows)
+        return self._that_are_quiet(claim, rows, meanwhile)
 
-    def _take_turns(self, claim: int, ids: Sequence[int]) -> set[int]:
+    def _take_turns(self, claim: int, ids: Sequence[int], meanwhile: Callable[[], None]) -> set[int]:
         """Let claimed deliveries of different lanes have their slots; return which could."""
         lane = OuterRef("lane")
         earlier = self.filter(state=State.READY, slot=None, lane=lane, pk__lt=OuterRef("pk"))
@@ -100,11 +105,16 @@ class TurnQuerySet(RowQuerySet):
             return set(able)
         # Another was faster in one lane, and the database took back what it did in the rest.
         for pk in able:
+            meanwhile()
             self.claimed(claim, [pk])._win([pk], slot=F("lane"))
         return set(self.claimed(claim, able).exclude(slot=None).values_list("pk", flat=True))
 
-    def _that_are_quiet(self, claim: int, rows: Sequence[Any]) -> list[Any]:
-        loud = {row.pk: seconds for row in rows if row.options.get("debounce") and (seconds := self._quiet_in(row)) > 0}
+    def _that_are_quiet(self, claim: int, rows: Sequence[Any], meanwhile: Callable[[], None]) -> list[Any]:
+        loud = {}
+        for row in rows:
+            meanwhile()
+            if row.options.get("debounce") and (seconds := self._quiet_in(row)) > 0:
+                loud[row.pk] = seconds
         if loud:
             due = Case(*(When(pk=pk, then=In(seconds)) for pk, seconds in loud.items()))
             self.claimed(claim, loud).update(due_at=due, claim=None, sent_at=None)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
-from django.db import connections
+from django.db import Error, connections
+from django.db.models import F
 
 from .clock import In
 from .reference import Reference
+from .rows import State
 from .texts import texts_for
 from .turns import TurnQuerySet
 
@@ -25,10 +28,24 @@ class WorkQuerySet(TurnQuerySet):
         sql, params = texts.open.format(due=due), (*moment, reference.id, reference.token, reference.receiver)
         if texts.returns:
             rows = self._surely(lambda: list(self.raw(sql, params)))
+        elif self._surely(lambda: self._execute(sql, params)):
+            rows = self._opened(reference.id, reference.token + 1)
         else:
-            opened = self._surely(lambda: self._execute(sql, params))
-            rows = list(self.raw(texts.read, (reference.id, reference.token + 1))) if opened else []
+            rows = []
         return rows[0] if rows else None
+
+    def _opened(self, pk: int, token: int) -> list[Any]:
+        """Read what was opened just now; if that cannot be done, nobody runs it, and it is to be published again."""
+        try:
+            return list(self.raw(texts_for(self.db).read, (pk, token)))
+        except Error:
+            connection = connections[self.db]
+            if not connection.in_atomic_block:
+                with suppress(Error):
+                    connection.close()  # or the next statement fails as well
+                    mine = self.filter(pk=pk, token=token, state=State.RUNNING)
+                    mine.update(state=State.READY, due_at=In(0), reruns=F("reruns") + 1)
+            raise
 
     def followers(self, lane: str, limit: int) -> list[Any]:
         """Return the oldest that wait in a lane, without their payloads, but with the ``size`` of each."""

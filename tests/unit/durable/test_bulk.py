@@ -423,7 +423,8 @@ def test_patience(
 def test_meanwhile(
     celery_app: Celery, bulk: Bulk, rabbit: Rabbit, message: Callable[..., Message], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever publishes many may do something else before each message, and while it waits for the confirms."""
+    """Whoever publishes many may do something else before each message, while it waits for the confirms, and after each
+    that the project was told of."""
     now = [0.0]
     drain = rabbit.drain_events
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
@@ -439,7 +440,7 @@ def test_meanwhile(
     moments: list[float] = []
 
     assert [None] * 2 == bulk.publish([message("0"), message("1")], meanwhile=lambda: moments.append(now[0]))
-    assert [0, 0, 0, 0.5, 1, 1.5, 2] == moments
+    assert [0, 0, 0, 0.5, 1, 1.5, 2, 2.5, 2.5] == moments
 
 
 @pytest.mark.parametrize("swallowed", [False, True])

@@ -40,10 +40,10 @@ def test_a_missing_field(name: str) -> None:
         read(carried, NAMES)
 
 
-@pytest.mark.parametrize("value", ["5", 5.0, True, None, [5]], ids=repr)
+@pytest.mark.parametrize("value", ["5", 5.0, True, None, [5], 2**63, -(2**63) - 1], ids=repr)
 @pytest.mark.parametrize("name", ["id", "token"])
 def test_no_number(name: str, value: Any) -> None:
-    """What is no whole number opens no row (H32)."""
+    """What is no whole number of a column opens no row (H32)."""
     with pytest.raises(DecodeError, match="for numbers"):
         read({**CARRIED, name: value}, NAMES)
 

@@ -18,11 +18,12 @@ from kombu.exceptions import OperationalError as BrokerError
 
 from django_celery_signals import PublishError, PublishTimeout, Relay
 from django_celery_signals.durable import bulk
+from django_celery_signals.durable import deliveries as statements
 from django_celery_signals.durable import relay as module
 from django_celery_signals.durable.bulk import Bulk
 from django_celery_signals.durable.clock import In
 from django_celery_signals.durable.deliveries import DeliveryQuerySet, State, deliveries
-from django_celery_signals.durable.relay import Outage, keeping
+from django_celery_signals.durable.relay import Outage, Renewal, keeping
 from tests.brokers import Broker
 from tests.delivering import burnt, place, seconds_left, states
 from tests.drain import take
@@ -122,10 +123,19 @@ def test_publishes_what_is_due(celery_app: Celery, tasks: Tasks) -> None:
     assert {"sent": 6, "ready": 1} == states("default") == states("other")
 
 
-def test_claim_of_a_slow_batch(relay: Relay, tasks: Tasks, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time of claims; it passes only when told to."""
+    now = [0.0]
+    for one in (module, statements):
+        monkeypatch.setattr(one, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def test_claim_of_a_slow_batch(relay: Relay, tasks: Tasks, now: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     """What a relay claims is soon another's if it dies, and stays its own for as long as it is publishing it."""
     place("default", tasks.shared(), 3)
-    now, left = [0.0], []
+    left: list[set[int]] = []
     rows = deliveries("default").filter(claim__isnull=False)
 
     def publish(self: Any, messages: list[Any], meanwhile: Any) -> list[None]:
@@ -137,30 +147,47 @@ def test_claim_of_a_slow_batch(relay: Relay, tasks: Tasks, monkeypatch: pytest.M
         return [None] * len(messages)
 
     monkeypatch.setattr(Bulk, "publish", publish)
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     relay.once()
 
     assert [{-1}, {-1}, {3}, {-1}, {3}] == left
     assert {"sent": 3} == states("default")
 
 
-def test_claim_that_cannot_be_renewed(relay: Relay, tasks: Tasks, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A database that does not answer meanwhile stops no publication."""
-    place("default", tasks.shared())
+@pytest.mark.parametrize("error", [OperationalError("away"), ValueError("of a client")])
+def test_claim_that_cannot_be_renewed(
+    relay: Relay, tasks: Tasks, now: list[float], error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database that does not answer meanwhile stops no publication, and a new connection marks what there was."""
+    place("default", tasks.shared(), 2)
+    tried: list[Any] = []
 
     def refuse(self: Any, *args: Any) -> int:
-        raise OperationalError("away")
+        tried.append(connections["default"].connection)
+        raise error
 
     def publish(self: Any, messages: list[Any], meanwhile: Any) -> list[None]:
+        now[0] += 1.5
         meanwhile()
         return [None] * len(messages)
 
     monkeypatch.setattr(DeliveryQuerySet, "renew", refuse)
     monkeypatch.setattr(Bulk, "publish", publish)
-    monkeypatch.setattr(module, "GRACE", -3.0)
     relay.once()
 
-    assert {"sent": 1} == states("default")
+    assert 1 == len(tried)
+    assert connections["default"].connection is not tried[0]
+    assert {"sent": 2} == states("default")
+
+
+def test_claim_is_renewed_throughout(relay: Relay, tasks: Tasks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be renewed for each row that is looked at, is published, and is told to the project."""
+    place("default", tasks.shared(), 4)
+    calls: list[Renewal] = []
+    monkeypatch.setattr(Renewal, "__call__", lambda renewal: calls.append(renewal))
+
+    relay.once()
+
+    assert 4 + 4 + 4 == len(calls)
 
 
 def test_rows_come_without_their_payload(relay: Relay, tasks: Tasks) -> None:

@@ -264,10 +264,10 @@ def test_turn_that_another_gives_first(
 # The relay admits ----------------------------------------------------------------------------------------------------
 
 
-def admitted(alias: str, limit: int = 100) -> list[int]:
+def admitted(alias: str, limit: int = 100, meanwhile: Callable[[], None] = lambda: None) -> list[int]:
     """Claim what is due, and return what of it may be published."""
     claim = deliveries(alias).claim(limit, 60)
-    return [each.pk for each in deliveries(alias).admit(claim.claim, claim.rows)]
+    return [each.pk for each in deliveries(alias).admit(claim.claim, claim.rows, meanwhile)]
 
 
 def due(alias: str, lane: str | None = "a", **columns: Any) -> int:
@@ -331,11 +331,12 @@ def test_statements_of_a_batch(alias: str, count: int) -> None:
 def test_admitted_beside_a_sender(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """If another takes one of the slots just then, that one waits, and all the others are admitted."""
     lanes = {lane: due(alias, lane) for lane in "abc"}
-    rival = placed(alias, "b")
+    rival, calls = placed(alias, "b"), []
 
     with before_it_wins(monkeypatch, lambda: deliveries(alias).filter(pk=rival).update(slot="b", state=State.SENT)):
-        assert [lanes["a"], lanes["c"]] == admitted(alias)
+        assert [lanes["a"], lanes["c"]] == admitted(alias, meanwhile=lambda: calls.append(True))
 
+    assert 3 + 2 == len(calls)  # while turns are taken one by one, and for each that is looked at
     assert [lanes["a"], lanes["c"], rival] == holding(alias)
     assert None is row(alias, lanes["b"]).due_at is row(alias, lanes["b"]).claim
 
@@ -406,7 +407,8 @@ def test_debounce_of_many(alias: str) -> None:
 def test_followers(alias: str) -> None:
     """What waits in a lane is read, the oldest first, with the size of each payload instead of itself."""
     holder(alias)
-    behind = [placed(alias, options={"number": number}, payload="x" * number) for number in range(4)]
+    large = {"traceback": "why"}
+    behind = [placed(alias, options={"number": number}, payload="x" * number, **large) for number in range(4)]
     for columns in ({"lane": "b"}, {"lane": None}, {"state": State.FAILED}, {"state": State.DONE}):
         placed(alias, **columns)
 

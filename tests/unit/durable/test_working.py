@@ -1,0 +1,205 @@
+"""What every run executes: open, read, complete; behind the fence, by the keys, whatever the database can return."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.db import DatabaseError, OperationalError, connections, transaction
+from django.test.utils import CaptureQueriesContext
+
+from django_celery_signals.durable import texts, working
+from django_celery_signals.durable.deliveries import DeliveryQuerySet, State, deliveries
+from django_celery_signals.durable.reference import Reference
+from tests.delivering import place
+from tests.parameters import each_database
+
+NOBODY = "tests.nobody"
+
+each_kind = each_database("default", "postgres", "mariadb", transaction=False)
+
+
+@pytest.fixture(params=[True, False], ids=["returning", "reading"])
+def way(request: pytest.FixtureRequest, alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether opening returns the row, as on PostgreSQL, or it is read, as always on MariaDB, or with an old SQLite."""
+    returns = request.param and alias != "mariadb"
+    found = texts._texts(connections[alias], returns)
+    assert returns == found.returns == ("RETURNING" in found.open)
+    monkeypatch.setattr(working, "texts_for", lambda using: found)
+
+
+def placed(alias: str, **columns: Any) -> Any:
+    place(alias, NOBODY, traceback="why", options={"priority": 3}, **columns)
+    return deliveries(alias).latest("pk")
+
+
+def reference_to(row: Any, **changes: Any) -> Reference:
+    known = {"alias": row._state.db, "id": row.pk, "token": row.token, "receiver": row.receiver}
+    return Reference(**{**known, **changes})
+
+
+def columns_of(row: Any) -> dict[str, Any]:
+    return {field.attname: getattr(row, field.attname) for field in row._meta.concrete_fields}
+
+
+@pytest.mark.usefixtures("way")
+@each_kind
+@pytest.mark.parametrize("state", [State.READY, State.SENT])
+def test_open(alias: str, state: State) -> None:
+    """What is opened is as the database has it then, the payload as well; other rows stay as they are."""
+    before, other = placed(alias, state=state, claim=7, sends=2), placed(alias)
+
+    row = deliveries(alias).open(reference_to(before), 60)
+
+    assert row is not None
+    assert columns_of(row) == columns_of(deliveries(alias).get(pk=before.pk))
+    changed = {"state": State.RUNNING, "token": before.token + 1, "claim": None, "sends": 0, "due_at": row.due_at}
+    assert {**columns_of(before), **changed} == columns_of(row)
+    assert 58 < (row.due_at - datetime.now(UTC)).total_seconds() < 62
+    assert (alias, False, "why") == (row._state.db, row._state.adding, row.traceback)
+    assert columns_of(other) == columns_of(deliveries(alias).get(pk=other.pk))
+
+
+@pytest.mark.usefixtures("way")
+@each_kind
+@pytest.mark.parametrize(
+    ("columns", "changes"),
+    [
+        ({"state": State.RUNNING}, {}),
+        ({"state": State.FAILED}, {}),
+        ({"state": State.DONE}, {}),
+        ({}, {"token": 7}),
+        ({}, {"receiver": "tests.somebody"}),
+        ({}, {"id": 2**63 - 1}),
+    ],
+    ids=str,
+)
+def test_what_is_not_opened(alias: str, columns: dict[str, Any], changes: dict[str, Any]) -> None:
+    """What is in other hands, done, or somebody else's is left as it is."""
+    row = placed(alias, **columns)
+
+    assert deliveries(alias).open(reference_to(row, **changes), 60) is None
+    assert columns_of(row) == columns_of(deliveries(alias).get(pk=row.pk))
+
+
+@pytest.mark.usefixtures("way")
+@each_database("default", "postgres", "mariadb")
+def test_open_without_zones(alias: str, settings: Any) -> None:
+    """Without ``USE_TZ`` a lease begins by the database's clock, in UTC, as well."""
+    row = placed(alias)
+    connections[alias].close()
+    settings.USE_TZ, settings.TIME_ZONE = False, "America/New_York"
+    try:
+        opened = deliveries(alias).open(reference_to(row), 60)
+    finally:
+        connections[alias].close()
+
+    assert opened is not None
+    assert opened.due_at.tzinfo is None
+    assert abs(opened.due_at - datetime.now(UTC).replace(tzinfo=None) - timedelta(seconds=60)) < timedelta(seconds=2)
+
+
+@each_database("default", "postgres", "mariadb", transaction=False)
+def test_who_returns(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An old SQLite returns as little from an update as MariaDB does; the others return the row."""
+    assert (alias != "mariadb") == texts.texts_for(alias).returns
+
+    monkeypatch.setattr(connections["default"].features, "can_return_columns_from_insert", False, raising=False)
+    assert (alias == "postgres") == texts.texts_for(alias).returns
+
+
+@each_kind
+@pytest.mark.parametrize("columns", [{"token": 7}, {"state": State.READY}, {"state": State.FAILED}], ids=str)
+def test_complete(alias: str, columns: dict[str, Any]) -> None:
+    """Whoever holds a delivery can delete it, and nobody else."""
+    mine, other = (placed(alias, state=State.RUNNING) for _ in range(2))
+    deliveries(alias).filter(pk=other.pk).update(**columns)
+
+    assert (1, 0) == tuple(deliveries(alias).complete(row.pk, row.token) for row in (mine, other))
+    assert [other.pk] == list(deliveries(alias).values_list("pk", flat=True))
+
+
+@each_database("mariadb")
+def test_found_by_their_keys(alias: str) -> None:
+    """MariaDB is told to find by its key what it is to change, once in each statement."""
+    row = placed(alias)
+    with CaptureQueriesContext(connections[alias]) as queries:
+        opened = deliveries(alias).open(reference_to(row), 60)
+        assert opened is not None
+        assert 1 == deliveries(alias).complete(opened.pk, opened.token)
+
+    hints = [query["sql"].count(" FORCE INDEX (`PRIMARY`)") for query in queries if "delivery" in query["sql"]]
+    assert [1, 0, 1] == hints  # the second reads, and locks nothing
+
+
+# What was opened and cannot be read ----------------------------------------------------------------------------------
+
+
+@each_database("mariadb")
+@pytest.mark.parametrize("columns", [{"token": 7}, {"state": State.READY}], ids=str)
+def test_taken_before_it_was_read(alias: str, columns: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another has by the time that it is read is not run."""
+    row, execute = placed(alias), DeliveryQuerySet._execute
+
+    def open_and_lose(self: Any, *args: Any) -> int:
+        opened = execute(self, *args)
+        deliveries(alias).update(**columns)
+        return opened
+
+    monkeypatch.setattr(DeliveryQuerySet, "_execute", open_and_lose)
+    assert deliveries(alias).open(reference_to(row), 60) is None
+
+
+@pytest.fixture
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that goes away before it is read."""
+
+    def raw(*args: Any) -> Any:
+        raise OperationalError("away")
+
+    monkeypatch.setattr(DeliveryQuerySet, "raw", raw)
+
+
+@pytest.mark.usefixtures("unreadable")
+@each_database("mariadb")
+def test_given_back_when_it_cannot_be_read(alias: str) -> None:
+    """If what was opened cannot be read, nobody runs it: it is published again, and that counts as no crash."""
+    row = placed(alias)
+
+    with pytest.raises(OperationalError, match="away"):
+        deliveries(alias).open(reference_to(row), 60)
+
+    found = deliveries(alias).get(pk=row.pk)
+    assert (State.READY, 0, 0, 1) == (found.state, found.attempts, found.crashes, found.reruns)
+    assert found.due_at <= datetime.now(UTC) + timedelta(seconds=1)
+
+
+@pytest.mark.usefixtures("unreadable")
+@each_database("mariadb")
+def test_nothing_is_given_back_in_a_transaction(alias: str) -> None:
+    """Within a transaction its own end decides what becomes of the opening."""
+    row = placed(alias)
+
+    with pytest.raises(OperationalError, match="away"), transaction.atomic(using=alias):
+        deliveries(alias).open(reference_to(row), 60)
+
+    assert columns_of(row) == columns_of(deliveries(alias).get(pk=row.pk))
+
+
+@each_database("default", "postgres", "mariadb")
+def test_error_in_a_transaction(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A statement that fails takes the transaction around it along, as every other one of Django's does."""
+    monkeypatch.setattr(DeliveryQuerySet, "_execute", lambda self, sql, params: self._broken())
+
+    def broken(self: Any) -> int:
+        with connections[alias].cursor() as cursor:
+            cursor.execute("SELECT nothing FROM nowhere")
+        return 0
+
+    monkeypatch.setattr(DeliveryQuerySet, "_broken", broken, raising=False)
+    with transaction.atomic(using=alias):
+        with pytest.raises(DatabaseError):
+            deliveries(alias).complete(1, 1)
+        assert connections[alias].needs_rollback
+        transaction.set_rollback(True, using=alias)
