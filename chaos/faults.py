@@ -16,7 +16,7 @@ from .servers import children
 
 PATIENCE = 4.0  # seconds for a process to come to a crash point
 LATE = 20.0  # seconds for the late transaction to begin and to end, on a machine that is busy
-GRACE = 3.0  # seconds for which a relay of the library has what it has claimed
+GRACE = 2.0  # seconds for which a relay of the library has what it has claimed
 
 Fault = Callable[[Rig], bool]  # tells whether it met anything
 

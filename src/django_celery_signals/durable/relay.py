@@ -27,7 +27,7 @@ from .upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
 
-GRACE = 3.0  # seconds after which another relay publishes what this one has claimed and says nothing of any more
+GRACE = 2.0  # seconds after which another relay publishes what this one has claimed and says nothing of any more
 SOON, LATER = 5.0, 60.0  # seconds until what the broker refused is published again, and what cannot be published here
 NAP = 0.2  # seconds until a relay that sleeps finds out that it is to stop
 LONGEST_PAUSE = 10.0  # seconds between two tries while the database or the broker is away
