@@ -25,8 +25,11 @@ from .reference import Reference
 from .routes import queue_of
 from .rows import State, new_token
 from .saving import autocommits
+from .texts import GIVEN, MOMENTS, texts_for
 
 logger = logging.getLogger(__name__)
+
+OPTIONS = GIVEN.index("options")
 
 
 def takes_the_fast_path(
@@ -109,19 +112,39 @@ def insert(rows: Sequence[Any], using: str) -> None:
     Raises:
         django.db.Error: when the database does not take them; the transaction is lost then in any case.
     """
-    model, pk = type(rows[0]), rows[0]._meta.pk
-    columns = [field for field in model._meta.concrete_fields if field is not pk and not _are_open(rows, field)]
-    returned = [pk] if len(rows) == 1 else None  # of many nobody asks, and MySQL could tell only one by one
     try:
-        results = model._base_manager._insert(rows, fields=columns, returning_fields=returned, using=using)
+        if len(rows) == 1:
+            rows[0].pk = _insert_one(rows[0], using)
+        else:
+            _insert_many(rows, using)
     except Error as error:
         error.add_note(
             f"django_celery_signals wrote the delivery for {rows[0].receiver} to the database {using!r}. If the table "
             f"is missing there, run: manage.py migrate --database={using}"
         )
         raise
-    if returned:
-        rows[0].pk = int(results[0][0])
+
+
+def _insert_one(row: Any, using: str) -> int:
+    """Write a delivery, and return its key."""
+    connection, sql = connections[using], texts_for(using).insert
+    values = [getattr(row, name) for name in GIVEN]
+    values[OPTIONS] = row._meta.get_field("options").get_db_prep_value(row.options, connection)
+    moments = {}
+    for name in MOMENTS:
+        moment = getattr(row, name)
+        moments[name], params = ("NULL", []) if moment is None else moment.as_text(connection)
+        values += params
+    with connection.cursor() as cursor:
+        cursor.execute(sql.format(**moments), values)
+        return int(cursor.fetchone()[0] if connection.vendor == "postgresql" else cursor.lastrowid)
+
+
+def _insert_many(rows: Sequence[Any], using: str) -> None:
+    """Write deliveries of which nobody asks for the keys: MySQL could tell them only one by one."""
+    model, pk = type(rows[0]), rows[0]._meta.pk
+    columns = [field for field in model._meta.concrete_fields if field is not pk and not _are_open(rows, field)]
+    model._base_manager._insert(rows, fields=columns, using=using)
 
 
 def _are_open(rows: Sequence[Any], field: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The statements of every run, as text: over a queryset Django thinks for longer than the database does the work."""
+"""The statements of every sending and run, as text: over a queryset Django thinks longer than the database works."""
 
 from __future__ import annotations
 
@@ -14,13 +14,20 @@ from .rows import State
 
 LANES = "dcs_delivery_lane"  # the index of the lanes
 LARGE = ("payload", "traceback")  # columns that are read only where they are needed
+#: Columns that a sender gives values to; the moments are expressions of the database's.
+GIVEN = (
+    *("event_id", "receiver", "signal", "summary", "queue", "key", "lane", "folds", "state", "token"),
+    *("attempts", "crashes", "reruns", "sends", "options", "payload"),
+)
+MOMENTS = ("due_at", "sent_at", "created_at")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Texts:
-    """The statements for one database; ``{due}`` is for who executes them to fill in."""
+    """The statements for one database; the names of moments are for who executes them to fill in."""
 
     returns: bool  # whether opening a delivery returns it, so that it need not be read
+    insert: str
     open: str
     read: str
     complete: str
@@ -53,7 +60,10 @@ def _texts(connection: BaseDatabaseWrapper, returns: bool) -> Texts:
         "lanes": f"{table} {force(connection, LANES)}",
         "whole": whole,
         "bare": ", ".join(f"NULL AS {quote(name)}" if name in LARGE else quote(name) for name in columns),
-        "due": "{due}",
+        "given": ", ".join(map(quote, (*GIVEN, *MOMENTS))),
+        "values": ", ".join(["%s"] * len(GIVEN)),
+        "key": "RETURNING id" if connection.vendor == "postgresql" else "",  # the others know it of their cursors
+        **{moment: f"{{{moment}}}" for moment in ("due", *MOMENTS)},
         "returning": f"RETURNING {whole}" if returns else "",
     }
     return Texts(returns=returns, **{name: text.format(**names) for name, text in _TEXTS.items()})
@@ -64,6 +74,7 @@ _HELD = "FROM {table} WHERE id = %s AND token = %s AND state = {running}"
 _WAITING = "FROM {lanes} WHERE lane >= %s AND lane <= %s AND state = {ready} AND slot IS NULL"
 _UNLESS_HELD = "AND NOT EXISTS (SELECT 1 FROM {table} AS other WHERE other.slot = %s)"
 _TEXTS = {
+    "insert": "INSERT INTO {table} ({given}) VALUES ({values}, {due_at}, {sent_at}, {created_at}) {key}",
     "open": "UPDATE {table} SET state = {running}, token = token + 1, due_at = {due}, claim = NULL, sends = 0 "
     "WHERE id = %s AND token = %s AND receiver = %s AND state IN ({ready}, {sent}) {returning}",
     "read": f"SELECT {{whole}} {_HELD}",
