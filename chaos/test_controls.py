@@ -35,7 +35,7 @@ CONTROLS: list[tuple[str, dict[str, Any], str, tuple[str, ...]]] = [
         ("failed", "quarantined", "stuck"),
     ),
     ("claim by last seen", {"library": {"FAST_PATH_LIMIT": 0}, "faults": ("late commit",)}, "stuck", ()),
-    ("promote inside", {"busy": 1.0, "pause": 0.2, "faults": ("paused before commit",)}, "stuck", ()),
+    ("promote inside", {"busy": 1.0, "pause": 0.2, "faults": ("paused before commit",) * 2}, "stuck", ()),
     ("ungated fold", {"busy": 1.0, "linger": 0.3, "faults": ("published twice",) * 3}, "lost", ("overlaps",)),
     ("delete on publish", {"faults": ("worker killed", "broker lost the half")}, "lost", ()),
     ("plain on_commit", {"faults": ("worker killed", "broker lost the half")}, "lost", ()),
