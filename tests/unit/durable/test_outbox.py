@@ -1102,16 +1102,33 @@ def test_what_a_receiver_sends_is_delivered(celery_app: Celery, receiving: Recei
 # One, as text, and many, by Django -----------------------------------------------------------------------------------
 
 FULL: dict[str, Any] = {
-    **{"event_id": "5", "receiver": "tests.nobody", "signal": "m:s", "summary": "ü 100 % {due_at} '\\", "queue": "q"},
-    **{"key": "%s", "lane": "f" * 32, "folds": True, "state": State.SENT, "token": 2**60, "attempts": 1, "crashes": 2},
-    **{"reruns": 3, "sends": 4, "options": {"priority": 3, "é": [None, {"a": "'"}]}, "payload": "€\n\\'"},
-    **{"due_at": In(-5), "sent_at": In(0), "created_at": In(0)},
+    "event_id": "5",
+    "receiver": "tests.nobody",
+    "signal": "m:s",
+    "summary": "ü 100 % {due_at} '\\",
+    "queue": "q",
+    "key": "%s",
+    "lane": "f" * 32,
+    "folds": True,
+    "state": State.SENT,
+    "token": 2**60,
+    "attempts": 1,
+    "crashes": 2,
+    "reruns": 3,
+    "sends": 4,
+    "options": {"priority": 3, "é": [None, {"a": "'"}]},
+    "payload": "€\n\\'",
+    "due_at": In(-5),
+    "sent_at": In(0),
+    "created_at": In(0),
 }
 BARE: dict[str, Any] = {**FULL, "key": None, "lane": None, "folds": False, "options": {}, "due_at": None}
 
 
 @each_database("default", "postgres", "mariadb", transaction=False)
-@pytest.mark.parametrize("columns", [FULL, BARE, {**FULL, "sent_at": None, "due_at": In(5)}], ids=["all", "bare", "due"])
+@pytest.mark.parametrize(
+    "columns", [FULL, BARE, {**FULL, "sent_at": None, "due_at": In(5)}], ids=["all", "bare", "due"]
+)
 def test_one_is_written_as_many_are(alias: str, columns: dict[str, Any]) -> None:
     """A single delivery, whose statement is a text, is what one of many is, whose statement Django makes."""
     one, *many = (deliveries(alias).model(**columns) for _ in range(3))
@@ -1120,7 +1137,8 @@ def test_one_is_written_as_many_are(alias: str, columns: dict[str, Any]) -> None
     outbox.insert(many, alias)
 
     rows = list(deliveries(alias).order_by("pk").values())
-    assert one.pk == [row.pop("id") for row in rows][0]
+    keys = [row.pop("id") for row in rows]
+    assert one.pk == keys[0]
     moments = [[row.pop(name) for name in MOMENTS] for row in rows]
     assert [rows[0]] * 3 == rows
     assert {name: columns[name] for name in GIVEN} == {name: rows[0][name] for name in GIVEN}
