@@ -49,7 +49,7 @@ def main() -> int:
             long=0.0 if arguments.good or arguments.system else LONG,
             **(GOOD if arguments.good else {}),
             most_open=arguments.most_open,
-            library=arguments.library,
+            library=arguments.settings,
             system=system,
             interpreter=sys.executable if system == "ours" else str(arguments.peers),
         )
@@ -96,7 +96,9 @@ def parse() -> argparse.Namespace:
         help="receivers fail never, and senders send a little: what recovers is of the fault alone",
     )
     parser.add_argument("--most-open", type=int, default=200, help="what waits before senders pause (200)")
-    parser.add_argument("--library", type=json.loads, default={}, help="further settings of the library, as JSON")
+    parser.add_argument(
+        "--library", dest="settings", type=json.loads, default={}, help="further settings of the library, as JSON"
+    )
     parser.add_argument("--short", action="store_true", help=f"with few faults: {', '.join(SHORT)}")
     parser.add_argument(
         "--system",

@@ -276,10 +276,8 @@ def test_ledger(tmp_path: Path) -> None:
 
 def test_deaths(tmp_path: Path) -> None:
     """A process that ended by itself is told with its last words; those that Celery itself has ended are told apart."""
-    rig, role = (
-        Rig(options=Options(cell=ALL[0], events=1, seed=1), folder=tmp_path),
-        Role(name="worker-0", command=list),
-    )
+    rig = Rig(options=Options(cell=ALL[0], events=1, seed=1), folder=tmp_path)
+    role = Role(name="worker-0", command=list)
     before = "Unrecoverable error: of one before it\n"
     celery = "CRITICAL: Unrecoverable error: ValueError('file descriptor is None')"
     verdict = Verdict()

@@ -304,7 +304,7 @@ def test_what_expires_later(expires: Any, tasks: Tasks) -> None:
     task = tasks.shared()
     connect(post_save, task, sender=Order, countdown=60, expires=expires)
     assert [task.name] == [one.receiver for one in connections() if one.receiver == task.name]
-    disconnect(post_save, task, sender=Order)
+    assert True is disconnect(post_save, task, sender=Order)
 
 
 NEEDS_A_ROW = "ordered=, coalesce= and debounce= need the row of a delivery, but"

@@ -15,6 +15,7 @@ from django.db.models import F, Q
 
 from .clock import In
 from .rows import STEP, State, new_token
+from .texts import LARGE
 from .working import WorkQuerySet
 
 CRASH_BUDGET = 5  # runs that may end without a word before a delivery is failed
@@ -47,7 +48,7 @@ class DeliveryQuerySet(WorkQuerySet):
         with self.due(State.READY).held(limit) as ids:
             mine = self.filter(pk__in=ids, state=State.READY, due_at__lte=In(0))
             mine.update(claim=claim, due_at=In(grace), sent_at=In(0))
-        rows = self.claimed(claim, ids).defer("payload", "traceback").order_by("pk")
+        rows = self.claimed(claim, ids).defer(*LARGE).order_by("pk")
         return Claimed(claim=claim, rows=list(rows), began=began)
 
     def renew(self, claim: int, ids: Iterable[int], grace: float) -> int:
@@ -81,7 +82,7 @@ class DeliveryQuerySet(WorkQuerySet):
         """
         with self.due(State.RUNNING).held(limit) as ids:
             expired = self.filter(pk__in=ids, state=State.RUNNING, due_at__lte=In(0))
-            spent = list(expired.filter(crashes__gte=CRASH_BUDGET - 1).defer("payload", "traceback"))
+            spent = list(expired.filter(crashes__gte=CRASH_BUDGET - 1).defer(*LARGE))
             again = expired.filter(crashes__lt=CRASH_BUDGET - 1)
             count = 0
             for crashes in range(CRASH_BUDGET - 1):  # 1, 2, 4, 8 seconds

@@ -127,7 +127,7 @@ def insert(rows: Sequence[Any], using: str) -> None:
 
 def _insert_one(row: Any, using: str) -> int:
     """Write a delivery, and return its key."""
-    connection, sql = connections[using], texts_for(using).insert
+    connection, texts = connections[using], texts_for(using)
     values = [getattr(row, name) for name in GIVEN]
     values[OPTIONS] = row._meta.get_field("options").get_db_prep_value(row.options, connection)
     moments = {}
@@ -136,8 +136,8 @@ def _insert_one(row: Any, using: str) -> int:
         moments[name], params = ("NULL", []) if moment is None else moment.as_text(connection)
         values += params
     with connection.cursor() as cursor:
-        cursor.execute(sql.format(**moments), values)
-        return int(cursor.fetchone()[0] if connection.vendor == "postgresql" else cursor.lastrowid)
+        cursor.execute(texts.insert.format(**moments), values)
+        return int(cursor.fetchone()[0] if texts.returns else cursor.lastrowid)
 
 
 def _insert_many(rows: Sequence[Any], using: str) -> None:

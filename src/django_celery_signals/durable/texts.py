@@ -26,19 +26,20 @@ MOMENTS = ("due_at", "sent_at", "created_at")
 class Texts:
     """The statements for one database; the names of moments are for who executes them to fill in."""
 
-    returns: bool  # whether opening a delivery returns it, so that it need not be read
+    returns: bool  # whether what is inserted or opened is returned, so that it need not be asked for
     insert: str
     open: str
     read: str
     complete: str
     followers: str
     next: str
+    free: str  # a condition: no other of a lane has the slot, or waits before this one
 
 
 def texts_for(using: str) -> Texts:
     """Return what is executed in a database."""
     connection = connections[using]
-    # MariaDB and MySQL return nothing from an update, and SQLite does from 3.35 on.
+    # MySQL returns nothing, MariaDB nothing from an update, and SQLite does from 3.35 on.
     returns = connection.vendor != "mysql" and bool(connection.features.can_return_columns_from_insert)
     kind = connection.vendor, returns
     if kind not in _known:
@@ -62,7 +63,7 @@ def _texts(connection: BaseDatabaseWrapper, returns: bool) -> Texts:
         "bare": ", ".join(f"NULL AS {quote(name)}" if name in LARGE else quote(name) for name in columns),
         "given": ", ".join(map(quote, (*GIVEN, *MOMENTS))),
         "values": ", ".join(["%s"] * len(GIVEN)),
-        "key": "RETURNING id" if connection.vendor == "postgresql" else "",  # the others know it of their cursors
+        "key": "RETURNING id" if returns else "",  # else the cursor knows it
         **{moment: f"{{{moment}}}" for moment in ("due", *MOMENTS)},
         "returning": f"RETURNING {whole}" if returns else "",
     }
@@ -73,6 +74,12 @@ def _texts(connection: BaseDatabaseWrapper, returns: bool) -> Texts:
 _HELD = "FROM {table} WHERE id = %s AND token = %s AND state = {running}"
 _WAITING = "FROM {lanes} WHERE lane >= %s AND lane <= %s AND state = {ready} AND slot IS NULL"
 _UNLESS_HELD = "AND NOT EXISTS (SELECT 1 FROM {table} AS other WHERE other.slot = %s)"
+# What a statement changes, MariaDB and MySQL look at only by way of an inner table, which LIMIT keeps apart.
+_NO_HOLDER = "NOT EXISTS (SELECT 1 FROM (SELECT id FROM {table} WHERE slot = %s LIMIT 1) AS other)"
+_NONE_BEFORE = (
+    "NOT EXISTS (SELECT 1 FROM (SELECT id FROM {lanes} WHERE lane >= %s AND lane <= %s AND state = {ready} AND id < %s "
+    "ORDER BY lane, id LIMIT 1) AS other)"
+)
 _TEXTS = {
     "insert": "INSERT INTO {table} ({given}) VALUES ({values}, {due_at}, {sent_at}, {created_at}) {key}",
     "open": "UPDATE {table} SET state = {running}, token = token + 1, due_at = {due}, claim = NULL, sends = 0 "
@@ -81,4 +88,5 @@ _TEXTS = {
     "complete": f"DELETE {_HELD}",
     "followers": f"SELECT {{bare}}, LENGTH(payload) AS size {_WAITING} ORDER BY lane, id LIMIT %s",
     "next": f"SELECT {{bare}} {_WAITING} {_UNLESS_HELD} ORDER BY lane, id LIMIT 1",
+    "free": f"{_NO_HOLDER} AND {_NONE_BEFORE}",
 }

@@ -16,7 +16,7 @@ from django.db import IntegrityError, connections, transaction
 from django.db.models import BooleanField, Case, Count, Exists, F, OuterRef, Q, Subquery, When
 from django.db.models.expressions import RawSQL
 
-from .clock import In, by_index, force, lock_no_gaps
+from .clock import In, by_index, lock_no_gaps
 from .rows import RowQuerySet, State
 from .texts import LANES, texts_for
 
@@ -42,8 +42,8 @@ class TurnQuerySet(RowQuerySet):
         connection = connections[self.db]
         if connection.vendor == "mysql":  # else the statement would wait for the inserts it looks at
             lock_no_gaps(connection)
-        free = self.filter(self._holds_not(_HOLDS, lane), self._holds_not(_WAITS_BEFORE, lane, lane, pk))
-        return free._win([pk], slot=lane, state=State.SENT, sent_at=In(0), sends=1, due_at=None) > 0
+        free = RawSQL(texts_for(self.db).free, (lane, lane, lane, pk), output_field=BooleanField())  # noqa: S611
+        return self.filter(free)._win([pk], slot=lane, state=State.SENT, sent_at=In(0), sends=1, due_at=None) > 0
 
     def pass_turn(self, lane: str, *, publishing: bool = False) -> Any | None:
         """Let the delivery that waits longest in a lane have the slot, unless another has it.
@@ -180,25 +180,3 @@ class TurnQuerySet(RowQuerySet):
                 return rows.update(**changes)
         except IntegrityError:
             return 0
-
-    def _names(self) -> dict[str, Any]:
-        connection = connections[self.db]
-        table = connection.ops.quote_name(self.model._meta.db_table)
-        return {"table": table, "lanes": f"{table} {force(connection, LANES)}", **_STATES}
-
-    def _holds_not(self, inner: str, *values: Any) -> RawSQL:
-        """Return the condition that there is no such delivery.
-
-        MariaDB and MySQL look at the table they change only by way of an inner one, which LIMIT keeps apart.
-        """
-        sql = _NO_OTHER.format(inner=inner.format(**self._names()))
-        return RawSQL(sql, values, output_field=BooleanField())  # noqa: S611 - of constants
-
-
-_STATES = {"ready": int(State.READY)}
-
-_NO_OTHER = "NOT EXISTS (SELECT 1 FROM ({inner} LIMIT 1) AS other)"
-_HOLDS = "SELECT id FROM {table} WHERE slot = %s"
-_WAITS_BEFORE = (
-    "SELECT id FROM {lanes} WHERE lane >= %s AND lane <= %s AND state = {ready} AND id < %s ORDER BY lane, id"
-)

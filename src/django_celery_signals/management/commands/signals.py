@@ -18,6 +18,7 @@ from ...durable.deliveries import DeliveryQuerySet, deliveries
 from ...durable.relay import Relay, keeping
 from ...durable.routes import queue_of
 from ...durable.rows import State
+from ...durable.texts import LARGE
 from ...names import short_name, signal_name
 from ...receivers import connections as connected
 from ...senders import label_of
@@ -82,7 +83,7 @@ class Command(BaseCommand):
             counts = dict(rows.order_by().values_list("state").annotate(Count("pk")))
             words = ", ".join(f"{counts.get(state.value, 0)} {state.label}" for state in State)
             self.stdout.write(f"{alias}: {words}, {rows.waiting().count()} of the ready ones wait for their key's turn")
-            blocked = rows.blocked().order_by("finished_at", "pk").defer("payload", "traceback")
+            blocked = rows.blocked().order_by("finished_at", "pk").defer(*LARGE)
             for row in blocked.iterator(chunk_size=500):
                 self.stdout.write(
                     f"{alias}:{row.pk}  blocked since {row.finished_at:%Y-%m-%d %H:%M:%S}  {row.receiver}  "
