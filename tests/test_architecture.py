@@ -33,7 +33,7 @@ BLOCKS = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast
 # The flow, from the signal to the receiver's function; a module imports none that stands before it.
 FLOW = [
     *("receivers", "task", "execution", "durable.hold", "bridge", "dispatch", "durable.relay", "durable.outbox"),
-    *("handover", "carried", "keys", "options", "wire", "envelope", "publisher", "event"),
+    *("handover", "template", "carried", "keys", "options", "wire", "envelope", "publisher", "event"),
 ]
 # What the library may need at run time. Everything else is the user's choice.
 REQUIRED = {"django", "celery", "kombu", "amqp", "asgiref"}

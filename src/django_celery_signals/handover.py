@@ -19,7 +19,7 @@ from . import conf
 from .exceptions import PublishError, PublishTimeout
 from .publisher import publisher
 from .signals import event_lost, event_sent, tell
-from .wire import ARGUMENT
+from .template import apply_plainly, template_for
 
 logger = logging.getLogger(__name__)
 
@@ -120,8 +120,12 @@ def apply(message: Message, task: Any, producer: Any = None, **options: Any) -> 
         producer: of kombu; Celery's own unless told.
         options: further ones of ``apply_async``.
     """
-    options = {"retry": False, "producer": producer, "argsrepr": message.summary, **options, **message.options}
-    task.apply_async(kwargs={ARGUMENT: message.body}, **options)
+    template = template_for(message.app, task, message.options) if producer is not None else None
+    if template is None:
+        apply_plainly(task, message.body, producer, {**options, **message.options}, message.summary)
+    else:
+        body, filled = template.filled(message.app, message.body, message.options, message.summary)
+        template.publish(producer, body, {**filled, **options})
 
 
 def taken(message: Message) -> None:
