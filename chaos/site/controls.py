@@ -106,13 +106,14 @@ def delete_on_publish() -> None:
 
     from django_celery_signals import dispatch
     from django_celery_signals.durable.deliveries import deliveries
+    from django_celery_signals.durable.writing import insert
     from django_celery_signals.exceptions import PublishError
     from django_celery_signals.handover import publish
 
     def durable(app: Any, envelope: Any, options: dict[str, Any]) -> None:
         """Write a row, and delete it when the message is published."""
         row, using = dispatch.row_of(app, envelope, options, sent=True), envelope.event.using
-        dispatch.insert([row], using)
+        insert([row], using)
         message = dispatch._message(app, envelope, options)
 
         def hand_over() -> None:

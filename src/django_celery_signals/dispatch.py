@@ -10,8 +10,9 @@ from celery import Celery
 from django.db import connections, transaction
 
 from .durable.batch import batch_on
-from .durable.outbox import delay_of, insert, message_of, publish_or_leave, row_of, takes_the_fast_path
+from .durable.outbox import delay_of, message_of, publish_or_leave, row_of, takes_the_fast_path
 from .durable.saving import autocommits
+from .durable.writing import insert
 from .envelope import Envelope
 from .event import check_depth
 from .exceptions import LoopDetected, PublishError

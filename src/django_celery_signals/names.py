@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import islice
 from os import register_at_fork
 from threading import Lock
 from types import FunctionType, ModuleType
@@ -22,6 +23,7 @@ MOST_NAMES = 5  # of one signal, in an envelope
 _given: dict[str, Signal] = {}  # name -> signal, as told by ``signal_name=`` or by a connection
 _chosen: WeakKeyDictionary[Signal, str] = WeakKeyDictionary()  # the same, the other way round
 _places_of_signals: WeakKeyDictionary[Signal, set[str]] = WeakKeyDictionary()
+_in_order: WeakKeyDictionary[Signal, list[str]] = WeakKeyDictionary()  # the same, the best first
 _scanned: dict[str, Any] = {}  # modules looked through, by name
 _scanned_until: tuple[int, str] | None = None
 _OWN_SIGNALS = f"{__package__}.signals"  # other modules of the library only import signals
@@ -124,9 +126,10 @@ def signal_names(signal: Signal) -> tuple[str, ...]:
     chosen = _chosen.get(signal)
     with _lock:
         _scan()
-        places = sorted(_places_of_signals.get(signal, ()), key=_preference)
-    found = [place for place in places if find(place) is signal]
-    return tuple(([chosen] if chosen else []) + found)[:MOST_NAMES]
+        if (places := _in_order.get(signal)) is None:
+            places = _in_order[signal] = sorted(_places_of_signals.get(signal, ()), key=_preference)
+    found = islice((place for place in places if find(place) is signal), MOST_NAMES)
+    return (*((chosen,) if chosen else ()), *found)[:MOST_NAMES]
 
 
 def short_name(name: str) -> str:
@@ -167,6 +170,7 @@ def _note_signals(module_name: str, module: Any) -> None:
     for value, path in _held_by(module_name, module):
         if issubclass(type(value), Signal):  # not isinstance(), which evaluates lazy objects
             _places_of_signals.setdefault(value, set()).add(path)
+            _in_order.pop(value, None)
     is_complete = not getattr(_content_of(module).get("__spec__"), "_initializing", False)
     if is_complete and type(module).__name__ != "_LazyModule":  # of importlib, not loaded yet
         _scanned[module_name] = module

@@ -17,10 +17,10 @@ from weakref import WeakSet
 
 from celery import Celery, Task, signals
 from celery.app.amqp import AMQP
-from celery.app.routes import MapRoute
 from celery.utils import uuid
 from kombu import serialization
 
+from .durable.routes import are_fixed
 from .wire import ARGUMENT
 
 _ROUTING = ("queue", "priority")  # of the options, those that change where a message goes
@@ -138,8 +138,7 @@ class _Recorder:
 
 def _template(app: Celery, task: Any, routing: dict[str, Any]) -> Template | None:
     recorder = _Recorder(app)
-    routes: Any = app.amqp.routes
-    if app.conf.task_send_sent_event or any(type(route) is not MapRoute for route in routes):
+    if app.conf.task_send_sent_event or not are_fixed(app):
         return None
     try:
         apply_plainly(task, _PLACE, recorder, {"task_id": _PLACE, "expires": None, **routing}, _PLACE)

@@ -96,7 +96,10 @@ def _dump(envelope: Envelope) -> str:
         "objects": envelope.objects,
         "changes": envelope.changes,
     }
-    return json.dumps(body, separators=(",", ":"), allow_nan=False)
+    return _in_json(body)
+
+
+_in_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode  # which dumps() would make each time
 
 
 def unseal(sealed: Any) -> Envelope:

@@ -62,9 +62,8 @@ class InstanceEncoder(Encoder):
         entry = self._entry(instance)
         is_row = entry["pk"] is not None and not instance._state.adding
         twins = self.rows.setdefault(_row(instance, entry), []) if is_row else []
-        may_hold = self.users_too or not is_user(type(instance))  # a user's snapshot would hold less than the row
         for at, twin in twins:
-            if may_hold and not _agree(instance, twin):
+            if not _agree(instance, twin) and (self.users_too or not is_user(type(instance))):  # would hold less
                 self._hold(entry, instance)
                 self._hold(self.objects[at], twin)
         for at, _ in twins:
@@ -76,11 +75,7 @@ class InstanceEncoder(Encoder):
 
     def _entry(self, instance: models.Model) -> Entry:
         cls = type(instance)
-        try:
-            installed = apps.get_model(cls._meta.label) is cls
-        except LookupError:
-            installed = False
-        if not installed:
+        if apps.all_models.get(cls._meta.app_label, {}).get(str(cls._meta.model_name)) is not cls:
             raise Unencodable(instance, "its class is not the installed model of that name")
         entry: Entry = {"model": cls._meta.label, "pk": None, "db": instance._state.db}
         if self.snapshot or instance._state.adding or is_detached(instance) or not has_pk(instance):
@@ -171,7 +166,9 @@ def _agree(one: models.Model, other: models.Model) -> bool:
 def _row(instance: models.Model, entry: Entry) -> tuple[Any, ...]:
     """Identify a row, also where a proxy or a child is another class of it."""
     model: Any = type(instance)._meta.concrete_model
-    return (model, *model._meta.get_parent_list())[-1], json.dumps(entry["pk"]), entry["db"]
+    pk = entry["pk"]
+    key = (type(pk), pk) if type(pk) in (int, str) else json.dumps(pk)
+    return (model, *model._meta.get_parent_list())[-1], key, entry["db"]
 
 
 def has_pk(instance: models.Model) -> bool:

@@ -11,7 +11,8 @@ from typing import Any
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from .outbox import insert
+from .texts import GIVEN, MOMENTS
+from .writing import New, insert
 
 SIZE, WEIGHT = 500, 1024 * 1024  # deliveries that one statement writes, at most, and characters of their payloads
 
@@ -65,10 +66,10 @@ class Batch:
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         """Begin empty."""
         self.connection = connection
-        self._rows: list[Any] = []
+        self._rows: list[New] = []
         self._savepoints: list[tuple[str, int]] = []  # the open ones, and how many rows were there before each
 
-    def add(self, row: Any) -> None:
+    def add(self, row: New) -> None:
         """Take a delivery, and write what there is when that has become much."""
         self._rows.append(row)
         self._write_if_much()
@@ -114,11 +115,10 @@ class Batch:
 
     def _fitting(self) -> int:
         """Return how many of the next ones fit into a statement: SQLite counts the values, MariaDB the bytes."""
-        fields = self._rows[0]._meta.concrete_fields
-        most = min(SIZE, self.connection.ops.bulk_batch_size(fields, self._rows))
+        most = min(SIZE, self.connection.ops.bulk_batch_size((*GIVEN, *MOMENTS), self._rows))
         weights = accumulate(map(_weight, self._rows[:most]))
         return max(1, sum(weight <= WEIGHT for weight in weights))
 
 
-def _weight(row: Any) -> int:
+def _weight(row: New) -> int:
     return len(row.payload)

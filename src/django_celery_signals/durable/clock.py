@@ -14,13 +14,40 @@ from django.db.models import DateTimeField, Func, Index, Q
 LONGEST = 100 * 365 * 86_400.0  # seconds: databases, and Python, know no time without end
 
 
-class In(Func):
-    """The moment so many seconds from now, by the database's clock; ``In(0)`` is now, ``In(-10)`` ten seconds ago.
+Moment = tuple[str, tuple[Any, ...]]  # a database's expression, and its parameters
 
-    On PostgreSQL the start of the statement: ``clock_timestamp()`` is no index condition, ``now()`` the start of the
-    transaction. On SQLite, which has one machine, Python's clock: its own writes three digits where Django writes six,
-    and times are compared as text there. In UTC, also without ``USE_TZ``: local time has an hour twice, every autumn.
+
+def from_now(connection: BaseDatabaseWrapper, seconds: float) -> Moment:
+    """Return the moment so many seconds from now, by the database's clock; in UTC, also without ``USE_TZ``.
+
+    Local time has an hour twice, every autumn.
     """
+    return _CLOCKS[connection.vendor](max(-LONGEST, min(LONGEST, float(seconds))))
+
+
+def _on_postgresql(seconds: float) -> Moment:
+    """By the start of the statement: ``clock_timestamp()`` is no index condition, ``now()`` the transaction's start."""
+    now = "STATEMENT_TIMESTAMP()" if settings.USE_TZ else "(STATEMENT_TIMESTAMP() AT TIME ZONE 'UTC')"
+    return (f"({now} + %s * INTERVAL '1 second')", (seconds,)) if seconds else (now, ())
+
+
+def _on_mysql(seconds: float) -> Moment:
+    """By MySQL's and MariaDB's clock; Django keeps times in UTC there, whatever the session's zone is."""
+    return "(UTC_TIMESTAMP(6) + INTERVAL %s MICROSECOND)", (round(seconds * 1_000_000),)
+
+
+def _on_sqlite(seconds: float) -> Moment:
+    """By Python's clock, for SQLite has one machine, as Django writes it: SQLite's own has three digits, Django's six,
+    and times are compared as text there.
+    """
+    return "%s", (str(datetime.now(UTC).replace(tzinfo=None) + timedelta(seconds=seconds)),)
+
+
+_CLOCKS = {"postgresql": _on_postgresql, "mysql": _on_mysql, "sqlite": _on_sqlite}
+
+
+class In(Func):
+    """:func:`from_now` in a query; ``In(0)`` is now, ``In(-10)`` ten seconds ago."""
 
     output_field = DateTimeField()
     arity = 0
@@ -28,28 +55,11 @@ class In(Func):
     def __init__(self, seconds: float) -> None:
         """Keep the distance."""
         super().__init__()
-        self.seconds = max(-LONGEST, min(LONGEST, float(seconds)))
+        self.seconds = seconds
 
-    def as_text(self, connection: BaseDatabaseWrapper) -> tuple[str, list[Any]]:
-        """Return a database's expression, and its parameters."""
-        sql, params = getattr(self, f"as_{connection.vendor}")(None, connection)
-        return sql, params
-
-    def as_postgresql(self, compiler: Any, connection: BaseDatabaseWrapper, **_: Any) -> tuple[str, list[Any]]:
-        """Return PostgreSQL's expression."""
-        now = "STATEMENT_TIMESTAMP()" if settings.USE_TZ else "(STATEMENT_TIMESTAMP() AT TIME ZONE 'UTC')"
-        if not self.seconds:
-            return now, []
-        return f"({now} + %s * INTERVAL '1 second')", [self.seconds]
-
-    def as_mysql(self, compiler: Any, connection: BaseDatabaseWrapper, **_: Any) -> tuple[str, list[Any]]:
-        """Return MySQL's and MariaDB's expression; Django keeps times in UTC there, whatever the session's zone is."""
-        return "(UTC_TIMESTAMP(6) + INTERVAL %s MICROSECOND)", [round(self.seconds * 1_000_000)]
-
-    def as_sqlite(self, compiler: Any, connection: Any, **_: Any) -> Any:
-        """Return the moment as Django writes it."""
-        moment = datetime.now(UTC).replace(tzinfo=None) + timedelta(seconds=self.seconds)
-        return "%s", [str(moment)]
+    def as_sql(self, compiler: Any, connection: BaseDatabaseWrapper, *_: Any, **__: Any) -> Any:
+        """Return a database's expression."""
+        return from_now(connection, self.seconds)
 
 
 class PartialIndex(Index):

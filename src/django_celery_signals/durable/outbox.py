@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -18,18 +17,15 @@ from ..exceptions import PublishError, SettingsError
 from ..handover import Message, Patience, publish
 from ..publisher import publisher
 from ..wire import dump
-from .clock import In
 from .deliveries import deliveries
 from .failure import clean
 from .reference import Reference
 from .routes import queue_of
 from .rows import State, new_token
 from .saving import autocommits
-from .texts import GIVEN, MOMENTS, texts_for
+from .writing import New
 
 logger = logging.getLogger(__name__)
-
-OPTIONS = GIVEN.index("options")
 
 
 def takes_the_fast_path(
@@ -53,7 +49,7 @@ def delay_of(envelope: Envelope, options: dict[str, Any]) -> float:
     return max(float(options.get("countdown", 0)), envelope.lane.debounce if envelope.lane is not None else 0.0)
 
 
-def row_of(app: Celery, envelope: Envelope, options: dict[str, Any], *, sent: bool) -> Any:
+def row_of(app: Celery, envelope: Envelope, options: dict[str, Any], *, sent: bool) -> New:
     """Return the delivery to be written.
 
     Args:
@@ -68,22 +64,20 @@ def row_of(app: Celery, envelope: Envelope, options: dict[str, Any], *, sent: bo
         SettingsError: where there is no table for it.
     """
     event, lane = envelope.event, envelope.lane
+    identity: dict[str, Any] = identity_of(envelope)
     takes_turns = lane is not None and not app.conf.task_always_eager
     published = sent and not takes_turns
     check_table(event.using, event.receiver)
-    kept = {name: _as_json(value) for name, value in options.items() if name != "countdown" and value is not None}
-    row: Any = deliveries(event.using).model(
-        **identity_of(envelope),
+    row = New(
+        **identity,
         receiver=event.receiver,
         queue=queue_of(app, event.receiver, options) or "",
-        state=State.SENT if published else State.READY,
-        due_at=None if sent else In(delay_of(envelope, options)),
-        sent_at=In(0) if published else None,
+        state=int(State.SENT if published else State.READY),
+        due_in=None if sent else delay_of(envelope, options),
         token=new_token(),
         sends=int(published),
-        options=kept,
+        options={name: _as_json(value) for name, value in options.items() if name != "countdown" and value is not None},
         payload=dump(envelope),
-        created_at=In(0),
     )
     if lane is not None:
         row.key = clean(lane.key)[:255]
@@ -102,53 +96,6 @@ def identity_of(envelope: Envelope) -> dict[str, str]:
         "signal": clean(event.signal_name)[:255],
         "summary": clean(envelope.summary)[:255],
     }
-
-
-def insert(rows: Sequence[Any], using: str) -> None:
-    """Write deliveries, in the transaction there is.
-
-    Past Django's own signals: a receiver of every sender's would be told of itself.
-
-    Raises:
-        django.db.Error: when the database does not take them; the transaction is lost then in any case.
-    """
-    try:
-        if len(rows) == 1:
-            rows[0].pk = _insert_one(rows[0], using)
-        else:
-            _insert_many(rows, using)
-    except Error as error:
-        error.add_note(
-            f"django_celery_signals wrote the delivery for {rows[0].receiver} to the database {using!r}. If the table "
-            f"is missing there, run: manage.py migrate --database={using}"
-        )
-        raise
-
-
-def _insert_one(row: Any, using: str) -> int:
-    """Write a delivery, and return its key."""
-    connection, texts = connections[using], texts_for(using)
-    values = [getattr(row, name) for name in GIVEN]
-    values[OPTIONS] = row._meta.get_field("options").get_db_prep_value(row.options, connection)
-    moments = {}
-    for name in MOMENTS:
-        moment = getattr(row, name)
-        moments[name], params = ("NULL", []) if moment is None else moment.as_text(connection)
-        values += params
-    with connection.cursor() as cursor:
-        cursor.execute(texts.insert.format(**moments), values)
-        return int(cursor.fetchone()[0] if texts.returns else cursor.lastrowid)
-
-
-def _insert_many(rows: Sequence[Any], using: str) -> None:
-    """Write deliveries of which nobody asks for the keys: MySQL could tell them only one by one."""
-    model, pk = type(rows[0]), rows[0]._meta.pk
-    columns = [field for field in model._meta.concrete_fields if field is not pk and not _are_open(rows, field)]
-    model._base_manager._insert(rows, fields=columns, using=using)
-
-
-def _are_open(rows: Sequence[Any], field: Any) -> bool:
-    return field.null and all(getattr(row, field.attname) is None for row in rows)
 
 
 #: Of a delivery's options, those that are none of ``apply_async``.
@@ -223,7 +170,7 @@ def check_table(using: str, receiver: str) -> None:
     Raises:
         SettingsError: saying what to do.
     """
-    if not apps.is_installed("django_celery_signals"):
+    if "django_celery_signals" not in apps.app_configs:
         raise SettingsError(
             f"{receiver} is connected with guarantee='durable', which keeps deliveries in a table. Add "
             "'django_celery_signals' to INSTALLED_APPS and run manage.py migrate, or choose guarantee='on_commit'."

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from celery import Celery
+from celery.app.routes import MapRoute
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,22 @@ def queue_of(app: Celery, receiver: str, options: dict[str, Any]) -> str | None:
         None, when the route names an exchange, or cannot be told; publishing will say why.
     """
     task: Any = app.tasks.get(receiver)
+    if task is None or not are_fixed(app):
+        return _queue_of(app, task, receiver, options)
+    known = vars(task).setdefault("_queues", {})
+    kind = (*map(options.get, _OF_ROUTES), app.amqp.router)
+    if known.get(kind) is None:  # what cannot be told may be told later
+        known[kind] = _queue_of(app, task, receiver, options)
+    return known[kind]  # type: ignore[no-any-return]
+
+
+def are_fixed(app: Celery) -> bool:
+    """Tell whether routes go by the names of tasks alone, and not by what a message holds, or the hour."""
+    routes: Any = app.amqp.routes
+    return all(type(route) is MapRoute for route in routes)
+
+
+def _queue_of(app: Celery, task: Any, receiver: str, options: dict[str, Any]) -> str | None:
     declared = {name: getattr(task, name, None) for name in _OF_ROUTES} if task is not None else {}
     given = {name: value for name, value in {**declared, **options}.items() if value is not None}
     try:

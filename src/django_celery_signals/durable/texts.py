@@ -17,8 +17,9 @@ LARGE = ("payload", "traceback")  # columns that are read only where they are ne
 #: Columns that a sender gives values to; the moments are expressions of the database's.
 GIVEN = (
     *("event_id", "receiver", "signal", "summary", "queue", "key", "lane", "folds", "state", "token"),
-    *("attempts", "crashes", "reruns", "sends", "options", "payload"),
+    *("sends", "options", "payload"),
 )
+COUNTS = ("attempts", "crashes", "reruns")  # which begin with nothing
 MOMENTS = ("due_at", "sent_at", "created_at")
 
 
@@ -28,6 +29,8 @@ class Texts:
 
     returns: bool  # whether what is inserted or opened is returned, so that it need not be asked for
     insert: str
+    row: str  # what follows for each row that is inserted
+    key: str  # what follows for a single one, to learn its key
     open: str
     read: str
     complete: str
@@ -61,9 +64,9 @@ def _texts(connection: BaseDatabaseWrapper, returns: bool) -> Texts:
         "lanes": f"{table} {force(connection, LANES)}",
         "whole": whole,
         "bare": ", ".join(f"NULL AS {quote(name)}" if name in LARGE else quote(name) for name in columns),
-        "given": ", ".join(map(quote, (*GIVEN, *MOMENTS))),
-        "values": ", ".join(["%s"] * len(GIVEN)),
-        "key": "RETURNING id" if returns else "",  # else the cursor knows it
+        "given": ", ".join(map(quote, (*GIVEN, *COUNTS, *MOMENTS))),
+        "values": ", ".join([*["%s"] * len(GIVEN), *["0"] * len(COUNTS)]),
+        "id": "RETURNING id" if returns else "",  # else the cursor knows it
         **{moment: f"{{{moment}}}" for moment in ("due", *MOMENTS)},
         "returning": f"RETURNING {whole}" if returns else "",
     }
@@ -81,7 +84,9 @@ _NONE_BEFORE = (
     "ORDER BY lane, id LIMIT 1) AS other)"
 )
 _TEXTS = {
-    "insert": "INSERT INTO {table} ({given}) VALUES ({values}, {due_at}, {sent_at}, {created_at}) {key}",
+    "insert": "INSERT INTO {table} ({given}) VALUES",
+    "row": "({values}, {due_at}, {sent_at}, {created_at})",
+    "key": "{id}",
     "open": "UPDATE {table} SET state = {running}, token = token + 1, due_at = {due}, claim = NULL, sends = 0 "
     "WHERE id = %s AND token = %s AND receiver = %s AND state IN ({ready}, {sent}) {returning}",
     "read": f"SELECT {{whole}} {_HELD}",

@@ -8,7 +8,7 @@ from typing import Any
 from django.db import Error, connections
 from django.db.models import F
 
-from .clock import In
+from .clock import In, from_now
 from .reference import Reference
 from .rows import State
 from .texts import texts_for
@@ -24,7 +24,7 @@ class WorkQuerySet(TurnQuerySet):
         Returns:
             The row as it is then; None when it is done, in other hands, or for another receiver.
         """
-        texts, (due, moment) = texts_for(self.db), In(seconds).as_text(connections[self.db])
+        texts, (due, moment) = texts_for(self.db), from_now(connections[self.db], seconds)
         sql, params = texts.open.format(due=due), (*moment, reference.id, reference.token, reference.receiver)
         if texts.returns:
             rows = self._surely(lambda: list(self.raw(sql, params)))

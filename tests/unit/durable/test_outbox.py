@@ -38,7 +38,6 @@ from django_celery_signals import handover as handover_module
 from django_celery_signals.durable import outbox
 from django_celery_signals.durable.clock import In
 from django_celery_signals.durable.deliveries import DeliveryQuerySet, State
-from django_celery_signals.durable.texts import GIVEN, MOMENTS
 from django_celery_signals.publisher import Publisher, publisher
 from django_celery_signals.signals import event_lost, event_sent
 from django_celery_signals.wire import ARGUMENT, parse
@@ -986,7 +985,8 @@ def test_without_the_app(
 ) -> None:
     """Where the app is not installed, to ask for "durable" is an error that names the remedy; nothing else is."""
     task = receiving(bell, guarantee=guarantee)
-    monkeypatch.setattr(apps, "is_installed", lambda name: False)
+    others = {label: config for label, config in apps.app_configs.items() if label != "django_celery_signals"}
+    monkeypatch.setattr(apps, "app_configs", others)
 
     if guarantee == "on_commit":
         ring()
@@ -995,6 +995,7 @@ def test_without_the_app(
     with pytest.raises(SettingsError, match="Add 'django_celery_signals' to INSTALLED_APPS and run") as caught:
         ring()
 
+    monkeypatch.undo()
     assert f"{task.name} is connected with guarantee='durable'" in str(caught.value)
     assert [] == list(deliveries("default")) == take(celery_app)
 
@@ -1097,51 +1098,3 @@ def test_what_a_receiver_sends_is_delivered(celery_app: Celery, receiving: Recei
     assert (State.SENT, "signal bell") == (row.state, row.summary)
     assert message.headers["id"] == row.options["parent_id"]
     assert [("default", row.pk, row.token)] == references(take(celery_app))
-
-
-# One, as text, and many, by Django -----------------------------------------------------------------------------------
-
-FULL: dict[str, Any] = {
-    "event_id": "5",
-    "receiver": "tests.nobody",
-    "signal": "m:s",
-    "summary": "ü 100 % {due_at} '\\",
-    "queue": "q",
-    "key": "%s",
-    "lane": "f" * 32,
-    "folds": True,
-    "state": State.SENT,
-    "token": 2**60,
-    "attempts": 1,
-    "crashes": 2,
-    "reruns": 3,
-    "sends": 4,
-    "options": {"priority": 3, "é": [None, {"a": "'"}]},
-    "payload": "€\n\\'",
-    "due_at": In(-5),
-    "sent_at": In(0),
-    "created_at": In(0),
-}
-BARE: dict[str, Any] = {**FULL, "key": None, "lane": None, "folds": False, "options": {}, "due_at": None}
-
-
-@each_database("default", "postgres", "mariadb", transaction=False)
-@pytest.mark.parametrize(
-    "columns", [FULL, BARE, {**FULL, "sent_at": None, "due_at": In(5)}], ids=["all", "bare", "due"]
-)
-def test_one_is_written_as_many_are(alias: str, columns: dict[str, Any]) -> None:
-    """A single delivery, whose statement is a text, is what one of many is, whose statement Django makes."""
-    one, *many = (deliveries(alias).model(**columns) for _ in range(3))
-
-    outbox.insert([one], alias)
-    outbox.insert(many, alias)
-
-    rows = list(deliveries(alias).order_by("pk").values())
-    keys = [row.pop("id") for row in rows]
-    assert one.pk == keys[0]
-    moments = [[row.pop(name) for name in MOMENTS] for row in rows]
-    assert [rows[0]] * 3 == rows
-    assert {name: columns[name] for name in GIVEN} == {name: rows[0][name] for name in GIVEN}
-    for name, first, second, _ in zip(MOMENTS, *moments, strict=True):
-        assert (first is None) == (second is None) == (columns[name] is None)
-        assert first is None or abs(first - second).total_seconds() < 5

@@ -1,0 +1,86 @@
+"""Write new deliveries in the transaction there is, one or many with one statement.
+
+Past Django's own signals, for a receiver of every sender's would be told of itself, and past its models: to make an
+instance, and a statement of it, takes longer than the database takes to execute that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from operator import attrgetter
+from typing import Any
+
+from django.db import Error, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from .clock import from_now
+from .texts import GIVEN, texts_for
+
+
+@dataclass(slots=True, kw_only=True)
+class New:
+    """A delivery that is not written yet."""
+
+    event_id: str
+    receiver: str
+    signal: str
+    summary: str
+    queue: str
+    state: int
+    token: int
+    sends: int
+    options: dict[str, Any]
+    payload: str
+    due_in: float | None  # seconds until the relay must look; None: it need not
+    key: str | None = None
+    lane: str | None = None
+    folds: bool = False
+    pk: int | None = None  # once it is written alone
+    attempts: int = 0
+
+    @property
+    def json(self) -> str:
+        """The options, as the database keeps them."""
+        return json.dumps(self.options) if self.options else "{}"
+
+
+_values = attrgetter(*("json" if name == "options" else name for name in GIVEN))
+
+
+def insert(rows: Sequence[New], using: str) -> None:
+    """Write deliveries; one that is written alone is given its key, which MySQL tells of many only one by one.
+
+    Raises:
+        django.db.Error: when the database does not take them; the transaction is lost then in any case.
+    """
+    connection, texts = connections[using], texts_for(using)
+    placed = [_placed(row, connection, texts.row) for row in rows]
+    alone = len(rows) == 1
+    sql = f"{texts.insert} {', '.join([text for text, _ in placed])} {texts.key if alone else ''}"
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(sql, [value for _, values in placed for value in values])
+            if alone:
+                rows[0].pk = int(cursor.fetchone()[0] if texts.returns else cursor.lastrowid)
+    except Error as error:
+        error.add_note(
+            f"django_celery_signals wrote the delivery for {rows[0].receiver} to the database {using!r}. If the table "
+            f"is missing there, run: manage.py migrate --database={using}"
+        )
+        raise
+
+
+def _placed(row: New, connection: BaseDatabaseWrapper, text: str) -> tuple[str, tuple[Any, ...]]:
+    """Return what a statement says of a row, and its values."""
+    created, now = from_now(connection, 0)
+    due, moment = ("NULL", ()) if row.due_in is None else from_now(connection, row.due_in)
+    sent, moments = (created, now) if row.sends else ("NULL", ())
+    return _filled(text, due, sent, created), (*_values(row), *moment, *moments, *now)
+
+
+@lru_cache
+def _filled(text: str, due_at: str, sent_at: str, created_at: str) -> str:
+    return text.format(due_at=due_at, sent_at=sent_at, created_at=created_at)

@@ -1,0 +1,93 @@
+"""What is written past Django's models is what these would have written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.db import Error
+
+from django_celery_signals.durable.clock import In
+from django_celery_signals.durable.deliveries import deliveries
+from django_celery_signals.durable.rows import State
+from django_celery_signals.durable.texts import COUNTS, GIVEN, MOMENTS
+from django_celery_signals.durable.writing import New, insert
+from django_celery_signals.models import Delivery
+from tests.parameters import each_database
+
+FULL: dict[str, Any] = {
+    "event_id": "5",
+    "receiver": "tests.nobody",
+    "signal": "m:s",
+    "summary": "ü 100 % {due_at} '\\",
+    "queue": "q",
+    "key": "%s",
+    "lane": "f" * 32,
+    "folds": True,
+    "state": State.SENT,
+    "token": 2**60,
+    "sends": 4,
+    "options": {"priority": 3, "é": [None, {"a": "'"}]},
+    "payload": "€\n\\'",
+    "due_in": -5,
+}
+BARE: dict[str, Any] = {**FULL, "key": None, "lane": None, "folds": False, "options": {}, "due_in": None}
+KINDS = {"all": FULL, "bare": BARE, "due": {**FULL, "sends": 0, "due_in": 5}}
+
+
+@each_database("default", "postgres", "mariadb", transaction=False)
+@pytest.mark.parametrize("columns", KINDS.values(), ids=KINDS)
+def test_is_what_django_writes(alias: str, columns: dict[str, Any]) -> None:
+    """One that is written alone, and each of many, is the row that Django makes of an instance."""
+    own = {name: value for name, value in columns.items() if name != "due_in"}
+    due_in = columns["due_in"]
+    deliveries(alias).model(
+        **own,
+        due_at=None if due_in is None else In(due_in),
+        sent_at=In(0) if columns["sends"] else None,
+        created_at=In(0),
+    ).save(using=alias, force_insert=True)
+    one, *many = (New(**columns) for _ in range(3))
+
+    insert([one], alias)
+    insert(many, alias)
+
+    rows = list(deliveries(alias).order_by("pk").values())
+    keys = [row.pop("id") for row in rows]
+    assert one.pk == keys[1]
+    moments = [[row.pop(name) for name in MOMENTS] for row in rows]
+    assert [rows[0]] * 4 == rows
+    assert own == {name: rows[0][name] for name in own}
+    for of_django, *others in zip(*moments, strict=True):
+        assert all((of_django is None) == (moment is None) for moment in others)
+        assert all(of_django is None or abs(of_django - moment).total_seconds() < 5 for moment in others)
+
+
+@each_database("default", "postgres", "mariadb", transaction=False)
+def test_many_that_differ(alias: str) -> None:
+    """Each of many keeps its own values, and its own moment."""
+    insert([New(**columns) for columns in KINDS.values()], alias)
+
+    rows = list(deliveries(alias).order_by("pk"))
+
+    assert [row.key for row in rows] == ["%s", None, "%s"]
+    assert [row.due_at is None for row in rows] == [False, True, False]
+    assert [row.sent_at is None for row in rows] == [False, False, True]
+    assert (rows[2].due_at - rows[0].due_at).total_seconds() == pytest.approx(10, abs=1)
+
+
+def test_nothing_is_left_out() -> None:
+    """Every column that may not be null is given a value."""
+    required = {field.column for field in Delivery._meta.concrete_fields if not field.null and not field.primary_key}
+
+    assert required <= {*GIVEN, *COUNTS, *MOMENTS}
+
+
+@pytest.mark.django_db
+def test_what_is_not_taken_names_the_receiver() -> None:
+    """The database's error says whose delivery it was, and what to do."""
+    with pytest.raises(Error) as caught:
+        insert([New(**{**FULL, "state": None})], "default")
+
+    assert "tests.nobody" in caught.value.__notes__[0]
+    assert "migrate --database=default" in caught.value.__notes__[0]
