@@ -58,6 +58,17 @@ def connection_for(app: Celery, *, confirms: bool = True) -> Connection:
     return connection
 
 
+def may_be_trusted(connection: Connection) -> bool:
+    """Tell whether writing to RabbitMQ ends in time even when that reads nothing: if the system sees to it.
+
+    It does not for greenlets, whose sockets are another library's.
+    """
+    options: dict[str, Any] = connection.transport_options or {}
+    timeout, amqp = options.get("write_timeout"), connection.connection  # the project's own, or ours
+    is_bounded = timeout is not None and timeout <= conf.get().PUBLISH_TIMEOUT
+    return is_bounded and type(amqp.transport.sock).__module__ in ("socket", "ssl")
+
+
 def is_outage(error: BaseException) -> bool:
     """Tell whether an error speaks of the broker rather than of the message. Celery translates most that do."""
     return isinstance(error, (OperationalError, OSError, AMQPConnectionError, PublishTimeout))

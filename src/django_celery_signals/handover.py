@@ -10,12 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from celery import Celery
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from . import conf
+from .ahead import Doubt
 from .exceptions import PublishError, PublishTimeout
 from .publisher import publisher
 from .signals import event_lost, event_sent, tell
@@ -87,12 +89,13 @@ def patience_of(connection: BaseDatabaseWrapper, act: Callable[[Message, Patienc
     return next((hook.patience for hook in hooks if isinstance(hook, Hook) and hook.act is act), None)
 
 
-def publish(message: Message, patience: Patience | None = None) -> None:
+def publish(message: Message, patience: Patience | None = None, doubt: Doubt | None = None) -> None:
     """Hand a message to the broker and wait for it, in bounded time.
 
     Args:
         message: what to publish.
         patience: how long to wait, at most; ``PUBLISH_TIMEOUT`` unless told.
+        doubt: what to do when the broker turns out not to have it; given, its confirm need not be waited for.
 
     Raises:
         PublishError: when the broker did not take it.
@@ -107,7 +110,8 @@ def publish(message: Message, patience: Patience | None = None) -> None:
         apply(message, task)  # runs the receiver, for as long as that takes
     else:
         with (patience or Patience()).spent() as timeout:
-            publisher().publish(app, lambda producer: apply(message, task, producer), timeout)
+            send = partial(apply, message, task)
+            publisher().publish(app, send, timeout, doubt)
     taken(message)
 
 

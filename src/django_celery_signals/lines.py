@@ -1,4 +1,7 @@
-"""The threads that publish, each with a connection to the broker of its own, lent to one caller at a time."""
+"""The threads that publish, each with a connection to the broker of its own, lent to one caller at a time.
+
+Over a connection to RabbitMQ that is there, a caller may publish in its own thread, without waiting for a confirm.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
 from django.db import close_old_connections
 from kombu import Connection
 
+from .ahead import Ahead, Doubt
 from .breaker import Breaker
-from .broker import connection_for, may_be_renewed
+from .broker import connection_for, may_be_renewed, may_be_trusted
 from .exceptions import PublishError, PublishTimeout
 
 logger = logging.getLogger(__name__)
@@ -36,6 +41,8 @@ class Line:
         self._work: queue.SimpleQueue[tuple[Publish, Future[None]] | None] = queue.SimpleQueue()
         self._connection: Connection | None = None
         self._producer: Any = None
+        self._ahead: Ahead | None = None  # a channel whose messages are not waited for
+        self._doubts: list[Doubt] = []
         threading.Thread(target=self._run, name="django-celery-signals-publisher", daemon=True).start()
 
     def submit(self, publish: Publish) -> Future[None]:
@@ -44,6 +51,30 @@ class Line:
         context = contextvars.copy_context()
         self._work.put((lambda producer: context.run(publish, producer), done))
         return done
+
+    def at_once(self, publish: Publish, doubt: Doubt) -> bool:
+        """Publish in the caller's own thread, if that ends in time by itself.
+
+        Returns:
+            False when it does not, or did not succeed; then the thread has to do it.
+        """
+        if self._ahead is None:
+            return False
+        try:
+            self._ahead.publish(publish, doubt)
+        except SoftTimeLimitExceeded:  # the caller's own
+            self._close()
+            raise
+        except Exception as error:
+            logger.debug("The connection is given up: %r", error)
+            self._close()
+            return False
+        return True
+
+    def doubts(self) -> list[Doubt]:
+        """Return what is to be done about messages that were not waited for, and that the broker may not have."""
+        found, self._doubts = self._doubts, []
+        return found if self._ahead is None else [*found, *self._ahead.doubts(broken=False)]
 
     def leave(self) -> None:
         """End the thread, once it comes back from what it is doing."""
@@ -87,11 +118,23 @@ class Line:
             publish(self._producer)
 
     def _connect(self) -> None:
-        self._connection = connection_for(self.app)
-        self._producer = self.app.amqp.Producer(self._connection, auto_declare=False)
+        self._connection = connection = connection_for(self.app)
+        if connection.transport.driver_name != "py-amqp":
+            self._producer = self.app.amqp.Producer(connection, auto_declare=False)
+            return
+        options = connection.transport_options = {**(connection.transport_options or {})}
+        confirms, options["confirm_publish"] = options["confirm_publish"], False  # of all channels or of none
+        waiting: Any = connection.channel()
+        if confirms:
+            waiting.basic_publish = waiting.basic_publish_confirm
+        self._producer = self.app.amqp.Producer(waiting, auto_declare=False)
+        if may_be_trusted(connection):
+            self._ahead = Ahead(self.app.amqp.Producer(connection.channel(), auto_declare=False))
 
     def _close(self) -> None:
         connection, self._connection, self._producer = self._connection, None, None
+        ahead, self._ahead = self._ahead, None
+        self._doubts += ahead.doubts(broken=True) if ahead is not None else []
         if connection is not None:
             try:
                 connection.release()

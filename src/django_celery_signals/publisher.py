@@ -15,6 +15,7 @@ from concurrent.futures import wait
 from celery import Celery
 
 from . import conf
+from .ahead import Doubt
 from .broker import is_outage
 from .exceptions import PublishError, PublishTimeout
 from .lines import Lines, Publish
@@ -33,13 +34,15 @@ class Publisher:
         self._lock = threading.Lock()
         self._lines: dict[int, Lines] = {}
 
-    def publish(self, app: Celery, publish: Publish, timeout: float | None = None) -> None:
+    def publish(self, app: Celery, publish: Publish, timeout: float | None = None, doubt: Doubt | None = None) -> None:
         """Run one publication and wait until the broker has the message.
 
         Args:
             app: the Celery app whose broker it is for.
             publish: given a ``kombu.Producer``, sends the message with it.
             timeout: seconds to wait, at most; ``PUBLISH_TIMEOUT`` unless told.
+            doubt: what to do when the broker turns out not to have it, later and in another call; given, RabbitMQ's
+                confirm need not be waited for.
 
         Raises:
             PublishTimeout: after that time; whether the message arrived is unknown.
@@ -47,7 +50,8 @@ class Publisher:
         """
         lines, began = self.lines(app), time.monotonic()
         lines.breaker.check()
-        error = self._outcome(lines, publish, began, conf.get().PUBLISH_TIMEOUT if timeout is None else timeout)
+        timeout = conf.get().PUBLISH_TIMEOUT if timeout is None else timeout
+        error = self._outcome(lines, publish, began, timeout, doubt)
         if error is None:
             lines.breaker.succeeded()
             return
@@ -58,12 +62,20 @@ class Publisher:
             lines.breaker.succeeded()  # whatever is wrong with the message, the broker is there
         raise PublishError(f"The broker did not take the message: {cause}") from error
 
-    def _outcome(self, lines: Lines, publish: Publish, began: float, timeout: float) -> BaseException | None:
+    def _outcome(
+        self, lines: Lines, publish: Publish, began: float, timeout: float, doubt: Doubt | None
+    ) -> BaseException | None:
         """Return what the publication raised, if anything."""
         with lines.line(timeout) as line:
             left = began + timeout - time.monotonic()
+            if doubt is not None:
+                is_published = line.at_once(publish, doubt)
+                for earlier in line.doubts():
+                    earlier()
+                if is_published:
+                    return None
             done = line.submit(publish)
-            wait([done], left)
+            wait([done], began + timeout - time.monotonic())
             if done.done():
                 return done.exception()
             done.cancel()

@@ -80,16 +80,21 @@ def relay_all(app: Celery, alias: str) -> None:
 def test_a_commit_is_bounded_and_loses_nothing(
     alias: str, broker: Broker, connected: bool, fault: str, celery_app: Celery, proxy: Proxy, receiving: Receiving
 ) -> None:
-    """A broker that refuses, hangs or is slow costs one PUBLISH_TIMEOUT, then nothing; the relay has the rest (H31)."""
+    """A broker that refuses, hangs or is slow costs one PUBLISH_TIMEOUT, then nothing; the relay has the rest (H31).
+
+    RabbitMQ's confirms are not waited for: that they do not come is found out by what is sent when they should have.
+    """
     receiving(post_save, sender=Tag)
     before = save_tags(alias, 1) if connected else 0
     FAULTS[fault](proxy)
 
     with hearing(event_lost) as lost:
         first, second = save_tags(alias), save_tags(alias)
+        time.sleep(TIMEOUT)
+        third = save_tags(alias, 1)
 
-    assert ([], True, True) == (lost, first < BOUND, second < BOUND), (before, first, second)
-    assert 2 * MANY + connected == deliveries(alias).count()
+    assert ([], True) == (lost, max(first, second, third) < BOUND), (before, first, second, third)
+    assert 2 * MANY + 1 + connected == deliveries(alias).count()
     proxy.heal()
     relay_all(celery_app, alias)
     events = {message.headers["id"] for message in waiting(broker)}

@@ -297,10 +297,10 @@ def unlucky(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Exception], None]
     publish, count = Publisher.publish, iter(range(1, 1000))
 
     def let_fail(number: int, error: Exception) -> None:
-        def fail_once(self: Publisher, app: Celery, send: Any, timeout: float) -> None:
+        def fail_once(self: Publisher, *args: Any) -> None:
             if next(count) == number:
                 raise error
-            publish(self, app, send, timeout)
+            publish(self, *args)
 
         monkeypatch.setattr(Publisher, "publish", fail_once)
 

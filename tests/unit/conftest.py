@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from celery import Celery
 
 from django_celery_signals import PublishError
 from django_celery_signals.publisher import Publisher
@@ -16,7 +15,7 @@ def outage(monkeypatch: pytest.MonkeyPatch) -> PublishError:
     """What every publication fails with."""
     error = PublishError("The broker is away.")
 
-    def fail(self: Publisher, app: Celery, publish: Any, timeout: float) -> None:
+    def fail(self: Publisher, *args: Any) -> None:
         raise error
 
     monkeypatch.setattr(Publisher, "publish", fail)

@@ -52,7 +52,7 @@ class SlowBroker:
     seconds: float = 0.0
     given: list[float] = field(default_factory=list)
 
-    def publish(self, app: Celery, publish: Any, timeout: float) -> None:
+    def publish(self, app: Celery, publish: Any, timeout: float, doubt: Any = None) -> None:
         self.given.append(round(timeout, 3))
         self.clock.now += min(self.seconds, timeout + 0.001)
         if timeout < self.seconds:

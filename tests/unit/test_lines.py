@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from celery.exceptions import QueueNotFound
+from celery.exceptions import QueueNotFound, SoftTimeLimitExceeded
 from django.db import connection as database
 
 from django_celery_signals import PublishError, PublishTimeout
 from django_celery_signals import lines as module
 from django_celery_signals.lines import Line, Lines
+from tests.brokers import Broker
+from tests.parameters import each_broker
 from tests.publishing import do_nothing, failing
 from tests.waiting import wait_until
 
@@ -40,6 +42,23 @@ def line(celery_app: Celery) -> Iterator[Line]:
 def outcome(done: Future[None]) -> BaseException | None:
     """Return what went wrong, if anything did."""
     return done.exception(10)
+
+
+def sent_ahead(line: Line, broker: Broker) -> list[str]:
+    """Publish one message as ever, by which the line connects, and another one without waiting; return what is lost."""
+    lost: list[str] = []
+    app = line.app
+
+    def publish(text: str) -> Callable[[Any], Any]:
+        return lambda producer: producer.publish(
+            text, routing_key=broker.queue, declare=[app.amqp.queues[broker.queue]]
+        )
+
+    assert not line.at_once(publish("too early"), lambda: lost.append("too early"))
+    assert outcome(line.submit(publish("first"))) is None
+    assert line.at_once(publish("second"), lambda: lost.append("second"))
+    wait_until(lambda: broker.message_count() == 2, what="both messages")
+    return lost
 
 
 # A line ------------------------------------------------------------------------------------------------------------
@@ -266,3 +285,68 @@ def test_thread_that_cannot_be_started(lines: Lines, monkeypatch: pytest.MonkeyP
 
     with lines.line(1) as line:
         assert outcome(line.submit(do_nothing)) is None
+
+
+# Without waiting ---------------------------------------------------------------------------------------------------
+
+
+@each_broker("rabbitmq")
+def test_what_is_not_waited_for_arrives(broker: Broker, line: Line) -> None:
+    """Over a connection that is there, RabbitMQ is handed a message in the caller's own thread."""
+    assert [] == sent_ahead(line, broker)
+    assert [] == line.doubts()
+
+
+@each_broker("rabbitmq")
+def test_a_connection_that_breaks_leaves_doubts(broker: Broker, line: Line) -> None:
+    """What was not confirmed when a connection broke may be lost; the line says so, and its thread connects anew."""
+    lost = sent_ahead(line, broker)
+
+    assert not line.at_once(failing(OSError("gone")), do_nothing_about_it)
+    for doubt in line.doubts():
+        doubt()
+
+    assert ["second"] == lost
+    assert [] == line.doubts()
+    assert not line.at_once(do_nothing, do_nothing_about_it)
+    assert outcome(line.submit(do_nothing)) is None
+    assert line.at_once(do_nothing, do_nothing_about_it)
+
+
+@each_broker("rabbitmq")
+def test_a_time_limit_is_the_callers(broker: Broker, line: Line) -> None:
+    """A soft time limit that is over while something is handed over ends the caller's work, not only that."""
+    sent_ahead(line, broker)
+
+    with pytest.raises(SoftTimeLimitExceeded):
+        line.at_once(failing(SoftTimeLimitExceeded()), do_nothing_about_it)
+
+
+@each_broker("rabbitmq")
+@pytest.mark.parametrize("confirms", [True, False])
+def test_others_wait_for_their_confirm(broker: Broker, celery_app: Celery, confirms: bool) -> None:
+    """A publication that is waited for is confirmed, unless the project wants none."""
+    celery_app.conf.broker_transport_options = {} if confirms else {"confirm_publish": False}
+    line, found = Line(celery_app), []
+
+    assert outcome(line.submit(lambda producer: found.append(producer.channel))) is None
+    line.leave()
+
+    (channel,) = found
+    assert confirms == (channel.basic_publish == channel.basic_publish_confirm)
+
+
+@each_broker("rabbitmq")
+@pytest.mark.parametrize("timeout", [None, 60.0])
+def test_who_may_hang_is_not_waited_for(broker: Broker, celery_app: Celery, timeout: float | None) -> None:
+    """Where the project lets a write take longer than PUBLISH_TIMEOUT, or for ever, only a thread is safe."""
+    celery_app.conf.broker_transport_options = {"write_timeout": timeout}
+    line = Line(celery_app)
+
+    assert outcome(line.submit(do_nothing)) is None
+    assert not line.at_once(do_nothing, do_nothing_about_it)
+    line.leave()
+
+
+def do_nothing_about_it() -> None:
+    """Leave a message that may be lost alone."""

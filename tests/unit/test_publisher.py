@@ -18,6 +18,8 @@ from django_celery_signals import PublishError, PublishTimeout
 from django_celery_signals import publisher as module
 from django_celery_signals.breaker import FIRST_PAUSE
 from django_celery_signals.publisher import Publisher, publisher
+from tests.brokers import Broker
+from tests.parameters import each_broker
 from tests.publishing import do_nothing, failing
 
 TIMEOUT = 0.3
@@ -300,3 +302,32 @@ def test_a_forked_process_has_its_own(celery_app: Celery, monkeypatch: pytest.Mo
     assert 1 == len(published)
     assert [False] == [line.left for line in parents.lines(celery_app).idle]
     publisher().close()
+
+
+# Without waiting ---------------------------------------------------------------------------------------------------
+
+
+@each_broker("rabbitmq")
+def test_doubts_are_their_callers(broker: Broker, celery_app: Celery, own: Publisher) -> None:
+    """What is known of earlier messages is told to the next caller who does not wait himself; the line goes on."""
+    lost: list[str] = []
+    for text in ("first", "second"):  # the first one connects
+        own.publish(celery_app, do_nothing, 2.0, lambda text=text: lost.append(text))
+    (line,) = own.lines(celery_app).idle
+    line._doubts.append(lambda: lost.append("an earlier one"))
+
+    own.publish(celery_app, do_nothing)
+    assert [] == lost
+    own.publish(celery_app, do_nothing, 2.0, lambda: lost.append("this one"))
+    assert ["an earlier one"] == lost
+
+
+@each_broker("memory")
+def test_elsewhere_it_is_waited_for(broker: Broker, celery_app: Celery, own: Publisher) -> None:
+    """A transport that confirms nothing has answered when the publication comes back."""
+    threads: list[str] = []
+
+    for _ in range(2):
+        own.publish(celery_app, lambda _: threads.append(threading.current_thread().name), 2.0, lambda: None)
+
+    assert ["django-celery-signals-publisher"] * 2 == threads

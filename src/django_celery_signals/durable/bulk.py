@@ -18,6 +18,7 @@ from kombu import Connection
 from kombu.exceptions import OperationalError
 
 from .. import conf
+from ..ahead import Unconfirmed
 from ..broker import connection_for, is_outage
 from ..exceptions import PublishError, PublishTimeout
 from ..handover import Message, apply, taken
@@ -143,15 +144,10 @@ class Confirms:
         self._listen(producer.channel)
 
     def _listen(self, channel: Any) -> None:
-        channel.confirm_select()
-        channel.events["basic_ack"].add(self._acked)
-        channel.events["basic_nack"].add(self._nacked)
+        self._unconfirmed = Unconfirmed(channel, self._refused)  # of each message its place
         channel.events["basic_return"].add(self._returned)
-        self._send, channel.basic_publish = channel.basic_publish, self._counted
         self._open_again, channel.open = channel.open, self._reopened
         self._is_broken = False
-        self._tag = 0  # of the last message; the broker counts every one of a channel, Celery's own events, too
-        self._open: dict[int, int] = {}  # tag of a message without a confirm -> its place
 
     def publish(self, app: Celery, messages: Sequence[Message], meanwhile: Callable[[], None]) -> Outcomes:
         """Publish messages and wait for their confirms."""
@@ -163,7 +159,7 @@ class Confirms:
             self._in_a_row(app, messages, places, time.monotonic() + LONGEST)
         except Exception as error:
             end = error
-        for place in (*self._open.values(), *places):  # which nobody knows of, or nobody has tried
+        for place in (*self._unconfirmed.open.values(), *places):  # which nobody knows of, or nobody has tried
             self._outcomes[place] = end
         return self._outcomes
 
@@ -176,11 +172,11 @@ class Confirms:
         try:
             while places and time.monotonic() < until:
                 self._hand_over(app, messages, places.popleft())
-                if len(self._open) >= WINDOW:
+                if len(self._unconfirmed.open) >= WINDOW:
                     self._wait(WINDOW // 2)
             self._wait(0)
         except ChannelError:
-            places.extendleft(reversed(self._open.values()))
+            places.extendleft(reversed(self._unconfirmed.open.values()))
             self._renew()
             self._singly(app, messages, places, until)
 
@@ -202,15 +198,15 @@ class Confirms:
             Exception: any other.
         """
         self._meanwhile()
-        tag = self._tag + 1
-        self._open[tag] = place
+        number = self._unconfirmed.last + 1
+        self._unconfirmed.open[number] = place
         error = _outcome(app, messages[place], self.producer, mandatory=True)
         if self._is_broken:
             raise (error and _of_channel(error)) or ChannelError("The broker has closed the channel.")
         if error is not None and is_outage(error):
             raise error
-        if error is not None or self._tag < tag:  # the task's own apply_async() may have gone another way
-            self._open.pop(tag, None)
+        if error is not None or self._unconfirmed.last < number:  # the task's own apply_async() may go another way
+            self._unconfirmed.open.pop(number, None)
             self._outcomes[place] = error
 
     def _renew(self) -> None:
@@ -225,37 +221,24 @@ class Confirms:
             PublishTimeout: when the broker is silent.
         """
         until = time.monotonic() + conf.get().PUBLISH_TIMEOUT
-        while len(self._open) > most:
-            before = len(self._open)
+        while len(self._unconfirmed.open) > most:
+            before = len(self._unconfirmed.open)
             self._meanwhile()
             try:
                 self.connection.drain_events(timeout=max(0.01, min(GLANCE, until - time.monotonic())))
             except TimeoutError as error:
                 if time.monotonic() >= until:
                     raise PublishTimeout(f"The broker has not confirmed {before} messages.") from error
-            if len(self._open) < before:
+            if len(self._unconfirmed.open) < before:
                 until = time.monotonic() + conf.get().PUBLISH_TIMEOUT
-
-    def _counted(self, *args: Any, **options: Any) -> Any:
-        self._tag += 1
-        return self._send(*args, **options)
 
     def _reopened(self) -> Any:
         """Note that the broker has closed the channel: opened again it confirms nothing. Some swallow the error."""
         self._is_broken = True
         return self._open_again()
 
-    def _acked(self, tag: int, multiple: bool) -> None:
-        self._settled(tag, multiple)
-
-    def _nacked(self, tag: int, multiple: bool) -> None:
-        for place in self._settled(tag, multiple):
-            self._outcomes[place] = PublishError("The broker refused the message: its queue is full.")
-
-    def _settled(self, tag: int, multiple: bool) -> list[int]:
-        """Return the places of the messages that a confirm is about, which are open no more."""
-        tags = [one for one in self._open if one <= tag] if multiple else [tag]
-        return [self._open.pop(one) for one in tags if one in self._open]
+    def _refused(self, place: int) -> None:
+        self._outcomes[place] = PublishError("The broker refused the message: its queue is full.")
 
     def _returned(self, error: Exception, exchange: str, routing_key: str, message: Any) -> None:
         place = self._places.get(message.properties.get("correlation_id"))

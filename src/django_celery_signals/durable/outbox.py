@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from celery import Celery
@@ -129,7 +130,7 @@ def publish_or_leave(message: Message, patience: Patience) -> None:
         if not _takes_turn(reference, message.lane):
             return
     try:
-        publish(message, patience)
+        publish(message, patience, partial(_put_back, reference))
     except PublishError as error:
         logger.info("%s will get %r from the relay: %s", message.receiver, message.summary, error)
         _put_back(reference)

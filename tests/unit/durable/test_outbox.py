@@ -601,7 +601,7 @@ def test_messages_of_a_commit_share_their_patience(receiving: Receiving, monkeyp
     clock, given = SimpleNamespace(now=1000.0), []
     monkeypatch.setattr(handover_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
 
-    def slow(self: Publisher, app: Celery, publish: Any, timeout: float) -> None:
+    def slow(self: Publisher, app: Celery, publish: Any, timeout: float, doubt: Any) -> None:
         given.append(timeout)
         clock.now += min(0.75, timeout)
         if timeout < 0.75:
