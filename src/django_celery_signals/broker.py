@@ -7,7 +7,9 @@ from typing import Any
 from amqp.exceptions import ConnectionError as AMQPConnectionError
 from celery import Celery, current_app
 from celery._state import _get_active_apps  # type: ignore[attr-defined]
+from celery.app.utils import Settings
 from celery.loaders.default import Loader as FallbackLoader
+from django.core.signals import setting_changed
 from kombu import Connection
 from kombu.exceptions import OperationalError
 
@@ -32,6 +34,34 @@ def project_app() -> Celery:
 def is_fallback(app: Celery) -> bool:
     """Tell whether an app is the unconfigured one that Celery makes when it is asked too early."""
     return isinstance(app.loader, FallbackLoader)
+
+
+def is_eager(app: Celery) -> bool:
+    """Tell whether an app runs tasks at once, instead of sending them.
+
+    Celery looks every setting up anew, under several names in several places, which is as much work as all of a
+    message. What Django's settings say is remembered until they change; what the app's own say is looked up.
+    """
+    settings: Any = app.conf
+    if type(settings) is not Settings:  # not loaded yet
+        return bool(settings.task_always_eager)
+    own = (settings.changes or {}).get("task_always_eager")
+    if own is not None:
+        return bool(own)
+    known = _eager.get(id(settings))
+    if known is None or known[0] is not settings:
+        known = _eager[id(settings)] = settings, bool(settings.task_always_eager)
+    return known[1]
+
+
+_eager: dict[int, tuple[Any, bool]] = {}
+
+
+def _forget(**_: Any) -> None:
+    _eager.clear()
+
+
+setting_changed.connect(_forget, dispatch_uid="django_celery_signals.broker")
 
 
 def connection_for(app: Celery, *, confirms: bool = True) -> Connection:

@@ -9,6 +9,7 @@ from typing import Any
 from celery import Celery
 from django.db import connections, transaction
 
+from .broker import is_eager
 from .durable.batch import batch_on
 from .durable.outbox import delay_of, message_of, publish_or_leave, row_of, takes_the_fast_path
 from .durable.saving import autocommits
@@ -44,8 +45,8 @@ def durable(app: Celery, envelope: Envelope, options: dict[str, Any]) -> None:
     using, receiver = envelope.event.using, envelope.event.receiver
     connection = connections[using]
     options = _absolute(app, {"expires": getattr(app.tasks.get(receiver), "expires", None), **options})
-    batch = None if app.conf.task_always_eager else batch_on(connection)
-    if batch is not None:
+    batch = batch_on(connection)
+    if batch is not None and not is_eager(app):
         batch.add(row_of(app, envelope, options, sent=False))
         return
     patience = patience_of(connection, publish_or_leave) or Patience(free=0)
@@ -159,5 +160,5 @@ def _after_commit(app: Celery, hook: Hook, using: str) -> None:
 
     Robust: one that fails stops neither the others nor the request. But an eager receiver's error is for the test.
     """
-    propagates = app.conf.task_always_eager and app.conf.task_eager_propagates
+    propagates = is_eager(app) and app.conf.task_eager_propagates
     transaction.on_commit(hook, using=using, robust=not propagates)

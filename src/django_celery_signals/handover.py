@@ -18,6 +18,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from . import conf
 from .ahead import Doubt
+from .broker import is_eager
 from .exceptions import PublishError, PublishTimeout
 from .publisher import publisher
 from .signals import event_lost, event_sent, tell
@@ -106,7 +107,7 @@ def publish(message: Message, patience: Patience | None = None, doubt: Doubt | N
         raise PublishError(
             f"The Celery app {app.main!r} has no task {message.receiver!r}; import its module in this process."
         )
-    if app.conf.task_always_eager:
+    if is_eager(app):
         apply(message, task)  # runs the receiver, for as long as that takes
     else:
         with (patience or Patience()).spent() as timeout:
@@ -155,7 +156,7 @@ def told(message: Message) -> Iterator[None]:
     except PublishError:
         raise
     except BaseException as error:
-        if not message.app.conf.task_always_eager:  # that one is the receiver's own
+        if not is_eager(message.app):  # that one is the receiver's own
             lost(message, error)
         raise
 

@@ -13,7 +13,7 @@ from kombu.exceptions import EncodeError, OperationalError
 
 from django_celery_signals import PublishError, PublishTimeout
 from django_celery_signals import broker as module
-from django_celery_signals.broker import connection_for, is_outage, project_app
+from django_celery_signals.broker import connection_for, is_eager, is_outage, project_app
 
 TIMEOUT = 0.3
 CONFIRMED = {"confirm_publish": True, "read_timeout": TIMEOUT, "write_timeout": TIMEOUT}
@@ -133,3 +133,36 @@ def test_project_app_is_not_guessed(celery_app: Celery, monkeypatch: pytest.Monk
         assert fallback is project_app()
     fallback.close()
     second.close()
+
+
+# Eager -------------------------------------------------------------------------------------------------------------
+
+
+def test_eager_by_the_apps_own_setting(celery_app: Celery) -> None:
+    """What is set on the app counts from then on, and no longer than that."""
+    assert not is_eager(celery_app)
+    celery_app.conf.task_always_eager = True
+    assert is_eager(celery_app)
+    celery_app.conf.task_always_eager = False
+    assert not is_eager(celery_app)
+    celery_app.conf.update(task_always_eager=True)
+    assert is_eager(celery_app)
+
+
+def test_eager_by_djangos_settings(celery_app: Celery) -> None:
+    """What Django's settings say counts as long as they say so, as within a test."""
+    assert not is_eager(celery_app)
+    with override_settings(CELERY_TASK_ALWAYS_EAGER=True):
+        assert is_eager(celery_app)
+        assert is_eager(celery_app)
+        celery_app.conf.task_always_eager = False
+        assert not is_eager(celery_app)
+        del celery_app.conf.changes["task_always_eager"]
+        assert is_eager(celery_app)
+    assert not is_eager(celery_app)
+
+
+def test_eager_of_an_app_that_is_not_loaded() -> None:
+    """An app that has read no settings yet has those that it was made with; another app has its own."""
+    assert is_eager(Celery("made", task_always_eager=True, set_as_current=False))
+    assert not is_eager(Celery("other", set_as_current=False))

@@ -19,7 +19,7 @@ from kombu.exceptions import OperationalError
 
 from .. import conf
 from ..ahead import Unconfirmed
-from ..broker import connection_for, is_outage
+from ..broker import connection_for, is_eager, is_outage
 from ..exceptions import PublishError, PublishTimeout
 from ..handover import Message, apply, taken
 
@@ -67,7 +67,7 @@ class Bulk:
         return outcomes
 
     def _publish(self, messages: Sequence[Message], meanwhile: Callable[[], None]) -> Outcomes:
-        if self.app.conf.task_always_eager:
+        if is_eager(self.app):
             return [_outcome(self.app, message, None) for message in messages]
         if self._connection is None:
             self._connect()

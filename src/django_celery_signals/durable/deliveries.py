@@ -5,17 +5,21 @@ What every run executes is in ``working``. ``due_at`` always means "when the rel
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from operator import attrgetter
 from typing import Any
 
 from django.apps import apps
+from django.db import connections
 from django.db.models import F, Q
 
-from .clock import In
+from .clock import In, from_now
 from .rows import STEP, State, new_token
-from .texts import LARGE
+from .texts import LARGE, texts_for
 from .working import WorkQuerySet
 
 CRASH_BUDGET = 5  # runs that may end without a word before a delivery is failed
@@ -23,12 +27,35 @@ SWEPT_AFTER, MOST_SENDS = 5.0, 9  # seconds, times 2 for every publication: how 
 UNPROBED_AFTER = 900.0  # the same where no probe can tell, for the route names no queue
 
 
+@dataclass(slots=True)
+class Due:
+    """What a relay must know of a delivery; of an instance of the model it would be a small part."""
+
+    pk: int
+    event_id: str
+    receiver: str
+    signal: str
+    summary: str
+    lane: str | None
+    slot: str | None
+    token: int
+    attempts: int
+    crashes: int
+    reruns: int
+    options: Any  # as the database has them, until it is made
+    created_at: datetime
+
+    def __post_init__(self) -> None:
+        """Read the options."""
+        self.options = {} if self.options == "{}" else json.loads(self.options)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claimed:
     """A batch of deliveries that one relay publishes."""
 
     claim: int
-    rows: Sequence[Any]  # of Delivery, without their payload
+    rows: Sequence[Any]  # Due, or of Delivery without its payload
     began: float  # by the monotonic clock, before its time began to run
 
 
@@ -45,11 +72,21 @@ class DeliveryQuerySet(WorkQuerySet):
     def claim(self, limit: int, grace: float) -> Claimed:
         """Take what is due for publication; whoever dies with it leaves it due again after ``grace`` seconds."""
         claim, began = new_token(), time.monotonic()
+        if (text := texts_for(self.db).claim) and not self.query.where:
+            rows = self._claimed_at_once(text, claim, limit, grace)
+            return Claimed(claim=claim, rows=rows, began=began)
         with self.due(State.READY).held(limit) as ids:
             mine = self.filter(pk__in=ids, state=State.READY, due_at__lte=In(0))
             mine.update(claim=claim, due_at=In(grace), sent_at=In(0))
-        rows = self.claimed(claim, ids).defer(*LARGE).order_by("pk")
-        return Claimed(claim=claim, rows=list(rows), began=began)
+        mine = self.claimed(claim, ids).defer(*LARGE).order_by("pk")
+        return Claimed(claim=claim, rows=list(mine), began=began)
+
+    def _claimed_at_once(self, text: str, claim: int, limit: int, grace: float) -> list[Due]:
+        connection = connections[self.db]
+        (now, _), (due, moment) = from_now(connection, 0), from_now(connection, grace)
+        sql, params = text.format(now=now, due=due), (limit, claim, *moment)
+        rows = self._surely(lambda: self._fetch(sql, params))
+        return sorted((Due(*row) for row in rows), key=attrgetter("pk"))
 
     def renew(self, claim: int, ids: Iterable[int], grace: float) -> int:
         """Keep what was claimed for so many seconds more, but for what another transaction has its hands on."""
@@ -59,6 +96,9 @@ class DeliveryQuerySet(WorkQuerySet):
 
     def mark(self, claim: int, ids: Iterable[int], queue: str) -> int:
         """Note what the broker has confirmed."""
+        ids = list(ids)
+        if ids and (text := texts_for(self.db).mark) and not self.query.where:
+            return self._surely(lambda: self._execute(text, (queue, ids, claim)))
         return self.claimed(claim, ids).update(
             state=State.SENT, due_at=None, claim=None, queue=queue, sends=F("sends") + 1
         )

@@ -13,6 +13,7 @@ from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .. import conf
+from ..broker import is_eager
 from ..envelope import Envelope
 from ..exceptions import PublishError, SettingsError
 from ..handover import Message, Patience, publish
@@ -38,7 +39,7 @@ def takes_the_fast_path(
     """
     is_quick = not delay and patience.count < conf.get().FAST_PATH_LIMIT
     return (
-        (is_quick or app.conf.task_always_eager)
+        (is_quick or is_eager(app))
         and (connection.in_atomic_block or autocommits(connection))
         and receiver in app.tasks
         and not publisher().lines(app).breaker.is_open()
@@ -66,7 +67,7 @@ def row_of(app: Celery, envelope: Envelope, options: dict[str, Any], *, sent: bo
     """
     event, lane = envelope.event, envelope.lane
     identity: dict[str, Any] = identity_of(envelope)
-    takes_turns = lane is not None and not app.conf.task_always_eager
+    takes_turns = lane is not None and not is_eager(app)
     published = sent and not takes_turns
     check_table(event.using, event.receiver)
     row = New(

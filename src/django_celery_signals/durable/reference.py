@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from django.db import connections
@@ -22,7 +22,7 @@ class Reference:
 
     def carried(self) -> dict[str, Any]:
         """Return what the broker carries."""
-        return asdict(self)
+        return {"alias": self.alias, "id": self.id, "token": self.token, "receiver": self.receiver}
 
 
 def read(carried: Mapping[str, Any], names: tuple[str, ...]) -> Reference:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import lru_cache
 from typing import Any
 
 from celery import Celery
@@ -36,8 +37,12 @@ def queue_of(app: Celery, receiver: str, options: dict[str, Any]) -> str | None:
 
 def are_fixed(app: Celery) -> bool:
     """Tell whether routes go by the names of tasks alone, and not by what a message holds, or the hour."""
-    routes: Any = app.amqp.routes
-    return all(type(route) is MapRoute for route in routes)
+    return _are_fixed(app.amqp.router)
+
+
+@lru_cache
+def _are_fixed(router: Any) -> bool:
+    return all(type(route) is MapRoute for route in router.routes)
 
 
 def _queue_of(app: Celery, task: Any, receiver: str, options: dict[str, Any]) -> str | None:

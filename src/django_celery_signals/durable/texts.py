@@ -21,6 +21,11 @@ GIVEN = (
 )
 COUNTS = ("attempts", "crashes", "reruns")  # which begin with nothing
 MOMENTS = ("due_at", "sent_at", "created_at")
+#: Columns that a relay must know.
+PUBLISHED = (
+    *("id", "event_id", "receiver", "signal", "summary", "lane", "slot", "token", "attempts", "crashes", "reruns"),
+    *("options", "created_at"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +39,8 @@ class Texts:
     open: str
     read: str
     complete: str
+    claim: str  # empty where no single statement can
+    mark: str  # the same
     followers: str
     next: str
     free: str  # a condition: no other of a lane has the slot, or waits before this one
@@ -67,10 +74,13 @@ def _texts(connection: BaseDatabaseWrapper, returns: bool) -> Texts:
         "given": ", ".join(map(quote, (*GIVEN, *COUNTS, *MOMENTS))),
         "values": ", ".join([*["%s"] * len(GIVEN), *["0"] * len(COUNTS)]),
         "id": "RETURNING id" if returns else "",  # else the cursor knows it
-        **{moment: f"{{{moment}}}" for moment in ("due", *MOMENTS)},
+        **{moment: f"{{{moment}}}" for moment in ("now", "due", *MOMENTS)},
+        "published": ", ".join(f"{table}.{quote(name)}" for name in PUBLISHED),
         "returning": f"RETURNING {whole}" if returns else "",
     }
-    return Texts(returns=returns, **{name: text.format(**names) for name, text in _TEXTS.items()})
+    absent = () if connection.vendor == "postgresql" else ("claim", "mark")
+    texts = {name: "" if name in absent else text.format(**names) for name, text in _TEXTS.items()}
+    return Texts(returns=returns, **texts)
 
 
 # ``by_index`` adds its hint to those that change something; it knows them by how they begin.
@@ -91,6 +101,12 @@ _TEXTS = {
     "WHERE id = %s AND token = %s AND receiver = %s AND state IN ({ready}, {sent}) {returning}",
     "read": f"SELECT {{whole}} {_HELD}",
     "complete": f"DELETE {_HELD}",
+    "claim": "WITH due AS MATERIALIZED (SELECT id FROM {table} WHERE state = {ready} AND due_at <= {now} "
+    "ORDER BY due_at, id LIMIT %s FOR UPDATE SKIP LOCKED) "
+    "UPDATE {table} SET claim = %s, due_at = {due}, sent_at = {now} FROM due WHERE {table}.id = due.id "
+    "RETURNING {published}",
+    "mark": "UPDATE {table} SET state = {sent}, due_at = NULL, claim = NULL, queue = %s, sends = sends + 1 "
+    "WHERE id = ANY(%s) AND claim = %s AND state = {ready}",
     "followers": f"SELECT {{bare}}, LENGTH(payload) AS size {_WAITING} ORDER BY lane, id LIMIT %s",
     "next": f"SELECT {{bare}} {_WAITING} {_UNLESS_HELD} ORDER BY lane, id LIMIT 1",
     "free": f"{_NO_HOLDER} AND {_NONE_BEFORE}",

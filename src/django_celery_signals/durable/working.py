@@ -55,6 +55,11 @@ class WorkQuerySet(TurnQuerySet):
         """Delete what is held by a token."""
         return self._surely(lambda: self._execute(texts_for(self.db).complete, (pk, token)))
 
+    def _fetch(self, sql: str, params: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        with connections[self.db].cursor() as cursor:
+            cursor.execute(sql, params)
+            return list(cursor.fetchall())
+
     def _execute(self, sql: str, params: tuple[Any, ...]) -> int:
         with connections[self.db].cursor() as cursor:
             cursor.execute(sql, params)
