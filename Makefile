@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 CHAOS_ARGS ?=
+BENCH ?=
+BENCH_ARGS ?=
 NOX_ARGS ?=
 
 # Python shows what it otherwise hides; but its own allocator is as good as the one that looks after extensions in C.
@@ -15,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help test demo chaos controls lint format coverage matrix clean
+.PHONY: help test demo chaos controls bench lint format coverage matrix clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -32,6 +34,9 @@ chaos: $(VENV)/.installed-example $(if $(SYSTEM),$(VENV)-peers/.installed) ## To
 
 controls: $(VENV)/.installed-test ## Take safeguards out of the library, one by one, and see that the chaos rig finds it
 	$(STRICT) $(BIN)/python -m pytest chaos/test_controls.py $(PYTEST_ARGS)
+
+bench: $(VENV)/.installed-example $(VENV)-peers/.installed ## Measure what the library costs, beside the limit and beside others (BENCH="send relay", BENCH_ARGS)
+	$(BIN)/python -m benchmarks $(BENCH) $(BENCH_ARGS)
 
 lint: $(VENV)/.installed-lint ## Check style, format and types
 	$(BIN)/ruff check .
@@ -60,6 +65,7 @@ $(BIN)/python:
 $(VENV)-peers/.installed: Makefile
 	$(PYTHON) -m venv $(VENV)-peers
 	$(VENV)-peers/bin/python -m pip install --quiet "django-celery-outbox==0.4.3" "django-domain-events[celery]==0.14.1" \
+		"django-jaiminho==2.2.1" \
 		"psycopg[binary]" pymysql "kombu[redis]"
 	@touch $@
 

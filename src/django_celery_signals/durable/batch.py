@@ -67,11 +67,13 @@ class Batch:
         """Begin empty."""
         self.connection = connection
         self._rows: list[New] = []
+        self._weight = 0  # of all of them
         self._savepoints: list[tuple[str, int]] = []  # the open ones, and how many rows were there before each
 
     def add(self, row: New) -> None:
         """Take a delivery, and write what there is when that has become much."""
         self._rows.append(row)
+        self._weight += len(row.payload)
         self._write_if_much()
 
     def watch(self, execute: Any, sql: Any, *args: Any) -> Any:
@@ -90,7 +92,7 @@ class Batch:
         while self._savepoints and self._savepoints[-1][0] != name:
             self._savepoints.pop()
         if verb == "ROLLBACK":  # to one that is older than the batch, it is the whole
-            del self._rows[self._savepoints[-1][1] if self._savepoints else 0 :]
+            self._drop(slice(self._savepoints[-1][1] if self._savepoints else 0, None))
             return
         del self._savepoints[-1:]
         self._write_if_much()
@@ -98,7 +100,7 @@ class Batch:
     def _write_if_much(self) -> None:
         """Write, unless some were sent before the innermost savepoint, and would be rolled back with that."""
         is_safe = not self._savepoints or self._savepoints[-1][1] == 0
-        if is_safe and (len(self._rows) >= SIZE or sum(map(_weight, self._rows)) >= WEIGHT):
+        if is_safe and (len(self._rows) >= SIZE or self._weight >= WEIGHT):
             self._write()
 
     def close(self) -> None:
@@ -111,7 +113,11 @@ class Batch:
         while self._rows:
             count = self._fitting()
             insert(self._rows[:count], self.connection.alias)
-            del self._rows[:count]
+            self._drop(slice(count))
+
+    def _drop(self, rows: slice) -> None:
+        self._weight -= sum(map(_weight, self._rows[rows]))
+        del self._rows[rows]
 
     def _fitting(self) -> int:
         """Return how many of the next ones fit into a statement: SQLite counts the values, MariaDB the bytes."""

@@ -36,6 +36,7 @@ class Texts:
     insert: str
     row: str  # what follows for each row that is inserted
     key: str  # what follows for a single one, to learn its key
+    many: str  # of many, a list of each column's values; empty where there are no such lists
     open: str
     read: str
     complete: str
@@ -75,13 +76,20 @@ def _texts(connection: BaseDatabaseWrapper, returns: bool) -> Texts:
         "values": ", ".join([*["%s"] * len(GIVEN), *["0"] * len(COUNTS)]),
         "id": "RETURNING id" if returns else "",  # else the cursor knows it
         **{moment: f"{{{moment}}}" for moment in ("now", "due", *MOMENTS)},
+        "selected": ", ".join(f"v.{quote(name)}{'::jsonb' if name == 'options' else ''}" for name in GIVEN),
+        "zeros": ", ".join(["0"] * len(COUNTS)),
+        "lists": ", ".join(f"%s::{_LISTS.get(name, 'text')}[]" for name in (*GIVEN, "due_in")),
+        "names": ", ".join(map(quote, (*GIVEN, "due_in"))),
         "published": ", ".join(f"{table}.{quote(name)}" for name in PUBLISHED),
         "returning": f"RETURNING {whole}" if returns else "",
     }
-    absent = () if connection.vendor == "postgresql" else ("claim", "mark")
+    absent = () if connection.vendor == "postgresql" else ("claim", "mark", "many")
     texts = {name: "" if name in absent else text.format(**names) for name, text in _TEXTS.items()}
     return Texts(returns=returns, **texts)
 
+
+# What PostgreSQL takes a list of values for that is none of text.
+_LISTS = {"folds": "boolean", "state": "smallint", "token": "bigint", "sends": "integer", "due_in": "float8"}
 
 # ``by_index`` adds its hint to those that change something; it knows them by how they begin.
 _HELD = "FROM {table} WHERE id = %s AND token = %s AND state = {running}"
@@ -97,6 +105,8 @@ _TEXTS = {
     "insert": "INSERT INTO {table} ({given}) VALUES",
     "row": "({values}, {due_at}, {sent_at}, {created_at})",
     "key": "{id}",
+    "many": "INSERT INTO {table} ({given}) SELECT {selected}, {zeros}, {now} + v.due_in * INTERVAL '1 second', "
+    "CASE WHEN v.sends > 0 THEN {now} END, {now} FROM unnest({lists}) AS v ({names})",
     "open": "UPDATE {table} SET state = {running}, token = token + 1, due_at = {due}, claim = NULL, sends = 0 "
     "WHERE id = %s AND token = %s AND receiver = %s AND state IN ({ready}, {sent}) {returning}",
     "read": f"SELECT {{whole}} {_HELD}",

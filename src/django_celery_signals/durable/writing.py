@@ -17,7 +17,7 @@ from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .clock import from_now
-from .texts import GIVEN, texts_for
+from .texts import GIVEN, Texts, texts_for
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,12 +57,11 @@ def insert(rows: Sequence[New], using: str) -> None:
         django.db.Error: when the database does not take them; the transaction is lost then in any case.
     """
     connection, texts = connections[using], texts_for(using)
-    placed = [_placed(row, connection, texts.row) for row in rows]
     alone = len(rows) == 1
-    sql = f"{texts.insert} {', '.join([text for text, _ in placed])} {texts.key if alone else ''}"
+    sql, values = _in_lists(rows, connection, texts) if texts.many and not alone else _in_rows(rows, connection, texts)
     try:
         with connection.cursor() as cursor:
-            cursor.execute(sql, [value for _, values in placed for value in values])
+            cursor.execute(sql, values)
             if alone:
                 rows[0].pk = int(cursor.fetchone()[0] if texts.returns else cursor.lastrowid)
     except Error as error:
@@ -73,14 +72,28 @@ def insert(rows: Sequence[New], using: str) -> None:
         raise
 
 
+def _in_rows(rows: Sequence[New], connection: BaseDatabaseWrapper, texts: Texts) -> tuple[str, list[Any]]:
+    placed = [_placed(row, connection, texts.row) for row in rows]
+    sql = f"{texts.insert} {', '.join([text for text, _ in placed])} {texts.key if len(rows) == 1 else ''}"
+    return sql, [value for _, values in placed for value in values]
+
+
+def _in_lists(rows: Sequence[New], connection: BaseDatabaseWrapper, texts: Texts) -> tuple[str, list[Any]]:
+    """Say it by a list for each column, which PostgreSQL reads several times as fast as a row for each delivery."""
+    now, _ = from_now(connection, 0)
+    columns = zip(*((*_values(row), row.due_in) for row in rows), strict=True)
+    return _filled(texts.many, now=now), [list(column) for column in columns]
+
+
 def _placed(row: New, connection: BaseDatabaseWrapper, text: str) -> tuple[str, tuple[Any, ...]]:
     """Return what a statement says of a row, and its values."""
     created, now = from_now(connection, 0)
     due, moment = ("NULL", ()) if row.due_in is None else from_now(connection, row.due_in)
     sent, moments = (created, now) if row.sends else ("NULL", ())
-    return _filled(text, due, sent, created), (*_values(row), *moment, *moments, *now)
+    filled = _filled(text, due_at=due, sent_at=sent, created_at=created)
+    return filled, (*_values(row), *moment, *moments, *now)
 
 
 @lru_cache
-def _filled(text: str, due_at: str, sent_at: str, created_at: str) -> str:
-    return text.format(due_at=due_at, sent_at=sent_at, created_at=created_at)
+def _filled(text: str, **moments: str) -> str:
+    return text.format(**moments)

@@ -1,0 +1,94 @@
+"""``python -m benchmarks``: measure, print the tables, and write them down."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from chaos.brokers import BROKERS
+from chaos.databases import DATABASES
+from chaos.servers import Server
+
+from .contest import Outcome, play
+from .report import table, write
+from .suite import SUITE
+
+SERVERS: dict[str, type[Server]] = {**DATABASES, **BROKERS}
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def main() -> int:
+    """Measure, and return the exit code: a goal that is not reached is no failure."""
+    arguments = parse()
+    for number in (signal.SIGINT, signal.SIGTERM):  # either way, what was started is ended
+        signal.signal(number, signal.default_int_handler)
+    outcomes: dict[str, Outcome] = {}
+    for name in arguments.names or SUITE:
+        benchmark = SUITE[name]
+        if arguments.rounds:
+            benchmark = replace(benchmark, rounds=arguments.rounds)
+        if arguments.ours:
+            benchmark = replace(
+                benchmark,
+                contenders=(kept := [one for one in benchmark.contenders if not one.peer]),
+                goals=[goal for goal in benchmark.goals if {goal.of, goal.to} <= {one.name for one in kept}],
+            )
+        with servers(benchmark.needs) as (folder, ports):
+            turns = (benchmark.rounds + 1) * len(benchmark.contenders)
+            with tqdm(total=turns, unit=" turns", desc=name, file=sys.stdout, mininterval=1) as bar:
+
+                def tick(who: str, bar: tqdm[None] = bar) -> None:
+                    bar.set_postfix_str(who, refresh=False)
+                    bar.update()
+
+                outcomes[name] = play(benchmark, ports, folder, tick)
+        print(f"\n{benchmark.title}\n\n{table(outcomes[name])}\n", flush=True)
+        write(arguments.results, {name: outcomes[name]}, f"python -m benchmarks {name}")
+    return 0
+
+
+@contextmanager
+def servers(names: Sequence[str]) -> Iterator[tuple[Path, dict[str, int]]]:
+    """Start servers in a folder of their own; give the folder, and the port of each."""
+    folder = Path(tempfile.mkdtemp(prefix="dcs_benchmarks_"))
+    folder.chmod(0o755)
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        ports: dict[str, int] = {}
+        for name in names:
+            server = SERVERS[name](folder=folder / name)
+            stack.callback(server.end)
+            server.begin()
+            ports[name] = server.port
+        try:
+            yield folder, ports
+        except RuntimeError as error:
+            for log in sorted(folder.glob("benchmarks.*.log")):
+                error.add_note(f"{log.name}: {log.read_text()[-2000:]}")
+            raise
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SUITE)}; all unless told")
+    parser.add_argument("--rounds", type=int, help="that count; each begins with one that does not")
+    parser.add_argument("--ours", action="store_true", help="leave out the peers, which need their own environment")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for what is found")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(SUITE):
+        parser.error(f"there is no benchmark {min(unknown)!r}; there are {', '.join(SUITE)}")
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""The questions, and how good is good enough; docs/performance.md says why."""
+
+from __future__ import annotations
+
+from chaos.servers import free_port
+
+from .contest import Benchmark, Contender, Goal
+
+_HERE = "benchmarks.contenders."
+_SLOWLY = {"library": {"FAST_PATH_LIMIT": 0}}  # leaves the publication to the relay
+_CONFIRMED = {"confirm_publish": True}
+
+
+def _request(broker: str) -> Benchmark:
+    site = {"broker": broker}
+    return Benchmark(
+        title=f"a request's whole extra cost, {broker}",
+        contenders=[
+            Contender(name="bare save", place=f"{_HERE}requesting:bare", system="plain", site=site),
+            Contender(name="by hand", place=f"{_HERE}requesting:by_hand", system="plain", site=site),
+            Contender(name="ours", place=f"{_HERE}requesting:ours", site=site),
+        ],
+        goals=[Goal(of="ours", to="by hand", most=1.0, beyond="bare save")],
+        count=200,
+        needs=("postgres", broker),
+        note="Save an order in a transaction: with nobody listening, with `on_commit(lambda: task.delay(order.pk))`, "
+        "with a durable receiver. The goal is about what comes on top of the save.",
+    )
+
+
+def _relay(broker: str, *peers: Contender) -> Benchmark:
+    site = {"broker": broker, **_SLOWLY}
+    return Benchmark(
+        title=f"relay, {broker}",
+        contenders=[
+            Contender(name="raw client", place=f"{_HERE}relaying:raw", site=site),
+            Contender(name="ours", place=f"{_HERE}relaying:ours", site=site),
+            *peers,
+        ],
+        goals=[
+            Goal(of="raw client", to="ours", least=0.8 if broker == "rabbitmq" else 0.75),
+            *(Goal(of=peer.name, to="ours", least=6.0) for peer in peers[:1]),
+        ],
+        count=2000,
+        needs=("postgres", broker),
+        rounds=5,
+        note="A backlog of 2,000 rows, every message confirmed on RabbitMQ. The raw client publishes messages that "
+        "were made beforehand, and knows no table.",
+    )
+
+
+def _soon(broker: str, pool: str) -> Benchmark:
+    worker = ["-P", pool, "-c", "2"]
+
+    def site(**more: object) -> dict[str, object]:
+        return {"broker": broker, "teller": free_port(), "worker": worker, **more}
+
+    return Benchmark(
+        title=f"from the commit to the receiver, {broker}, {pool}",
+        contenders=[
+            Contender(name="by hand", place=f"{_HERE}running:soon", system="plain", site=site()),
+            Contender(name="ours", place=f"{_HERE}running:soon", site=site()),
+        ],
+        goals=[
+            Goal(of="ours", to="by hand", most=1.3, figure="p50"),
+            Goal(of="ours", to="by hand", most=3.0, figure="p99"),
+        ],
+        count=200,
+        needs=("postgres", broker),
+        rounds=5,
+        note="One save after the other, with a worker that has nothing else to do. Each receiver reads its order.",
+    )
+
+
+def _many(broker: str) -> Benchmark:
+    worker = ["-P", "solo"]
+
+    def site(**more: object) -> dict[str, object]:
+        return {"broker": broker, "teller": free_port(), "worker": worker, **more}
+
+    return Benchmark(
+        title=f"a backlog through a worker, {broker}",
+        contenders=[
+            Contender(name="by hand", place=f"{_HERE}running:many", system="plain", site=site(reuse=None)),
+            Contender(name="by hand, tuned", place=f"{_HERE}running:many", system="plain", site=site()),
+            Contender(name="ours", place=f"{_HERE}running:many", site=site()),
+        ],
+        goals=[Goal(of="ours", to="by hand", most=1.0), Goal(of="ours", to="by hand, tuned", most=1.0)],
+        count=1000,
+        needs=("postgres", broker),
+        rounds=5,
+        note="1,000 orders wait when a worker of one process starts; each receiver reads its order. Tuned: with "
+        "`CELERY_DB_REUSE_MAX`, so that the connection to the database is kept; ours has that as well.",
+    )
+
+
+SUITE: dict[str, Benchmark] = {
+    "message": Benchmark(
+        title="build one message",
+        contenders=[
+            Contender(name="least", place=f"{_HERE}building:least"),
+            Contender(name="ours", place=f"{_HERE}building:ours"),
+            Contender(name="apply_async", place=f"{_HERE}building:by_apply_async"),
+        ],
+        goals=[Goal(of="apply_async", to="ours", least=15.0)],
+        count=5000,
+        needs=("postgres",),
+        note="`apply_async()` publishes into a channel that leads nowhere. Ours is equal to its message.",
+    ),
+    "send": Benchmark(
+        title="a durable sending: bridge, envelope, INSERT",
+        contenders=[
+            Contender(name="raw INSERT", place=f"{_HERE}sending:row_by_row", site=_SLOWLY),
+            Contender(name="ours", place=f"{_HERE}sending:ours", site=_SLOWLY),
+            Contender(name="django-celery-outbox", place=f"{_HERE}sending:outbox", system="outbox", peer=True),
+            Contender(name="django-domain-events", place=f"{_HERE}sending:events", system="events", peer=True),
+            Contender(name="django-jaiminho", place=f"{_HERE}sending:jaiminho", system="jaiminho", peer=True),
+        ],
+        goals=[
+            Goal(of="ours", to="raw INSERT", most=1.6),
+            Goal(of="django-celery-outbox", to="ours", least=2.5),
+        ],
+        count=400,
+        note="In one open transaction. The raw INSERT is prepared, and writes the row that ours writes. The peers keep "
+        "less: none carries a signal's arguments.",
+    ),
+    "bulk": Benchmark(
+        title="1,000 durable sendings in batched()",
+        contenders=[
+            Contender(name="raw INSERT", place=f"{_HERE}sending:row_by_row", site=_SLOWLY),
+            Contender(name="ours, one by one", place=f"{_HERE}sending:ours", site=_SLOWLY),
+            Contender(name="ours, batched", place=f"{_HERE}sending:ours_batched", site=_SLOWLY),
+            Contender(name="bulk_create", place=f"{_HERE}sending:bulk_create", site=_SLOWLY),
+            Contender(name="COPY", place=f"{_HERE}sending:copied", site=_SLOWLY),
+        ],
+        goals=[
+            Goal(of="ours, batched", to="raw INSERT", most=0.35),
+            Goal(of="ours, batched", to="ours, one by one", most=0.35),
+        ],
+        count=1000,
+        rounds=5,
+        note="bulk_create and COPY write rows that were made beforehand; ours makes them of signals.",
+    ),
+    "request": _request("rabbitmq"),
+    "request-redis": _request("redis"),
+    "relay": _relay(
+        "rabbitmq",
+        Contender(
+            name="django-celery-outbox", place=f"{_HERE}relaying:outbox", system="outbox", peer=True, site=_CONFIRMED
+        ),
+        Contender(
+            name="django-celery-outbox, 1000 rows at a time",
+            place=f"{_HERE}relaying:outbox_at_its_best",
+            system="outbox",
+            peer=True,
+            site=_CONFIRMED,
+        ),
+        Contender(
+            name="django-jaiminho", place=f"{_HERE}relaying:jaiminho", system="jaiminho", peer=True, site=_CONFIRMED
+        ),
+    ),
+    "relay-redis": _relay("redis"),
+    "latency": _soon("rabbitmq", "prefork"),
+    "latency-redis": _soon("redis", "prefork"),
+    "latency-solo": _soon("rabbitmq", "solo"),
+    "backlog": _many("rabbitmq"),
+    "backlog-redis": _many("redis"),
+}
