@@ -36,6 +36,7 @@ class Goal:
     most: float | None = None  # that the ratio of the medians may be
     least: float | None = None
     figure: str = "each"
+    against: str = ""  # the other's figure, if that is another one
     beyond: str = ""  # whose figure is taken off both, for it is no part of the question
 
     def holds(self, ratio: float) -> bool:
@@ -45,7 +46,8 @@ class Goal:
     def __str__(self) -> str:
         bound = f"at most {self.most:g}" if self.most is not None else f"at least {self.least:g}"
         beyond = f", beyond {self.beyond}" if self.beyond else ""
-        return f"{self.of} / {self.to} ({self.figure}{beyond}): {bound}"
+        figures = f"{self.figure} / {self.against}" if self.against else self.figure
+        return f"{self.of} / {self.to} ({figures}{beyond}): {bound}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +61,7 @@ class Benchmark:
     needs: Sequence[str] = ("postgres",)  # servers
     rounds: int = 7
     note: str = ""
+    unit: str = "s"  # or "MiB"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +73,7 @@ class Outcome:
 
     def ratio(self, goal: Goal) -> float:
         """Return the median of the ratios of the rounds: of one round, both have met the same machine."""
-        of, to = self.values[goal.of][goal.figure], self.values[goal.to][goal.figure]
+        of, to = self.values[goal.of][goal.figure], self.values[goal.to][goal.against or goal.figure]
         without = self.values[goal.beyond][goal.figure] if goal.beyond else [0.0] * len(of)
         return median((one - off) / (other - off) for one, other, off in zip(of, to, without, strict=True))
 

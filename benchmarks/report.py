@@ -14,11 +14,11 @@ from .contest import Outcome
 
 def table(outcome: Outcome) -> str:
     """Return what was measured, and how it stands to the goals, as Markdown."""
+    unit = outcome.benchmark.unit
     lines = ["| contender | figure | median | least | most |", "| --- | --- | ---: | ---: | ---: |"]
-    lines += [
-        f"| {name} | {figure} | {_time(median(values))} | {_time(min(values))} | {_time(max(values))} |"
-        for name, figure, values in outcome.figures()
-    ]
+    for name, figure, values in outcome.figures():
+        numbers = " | ".join(_shown(number, unit) for number in (median(values), min(values), max(values)))
+        lines.append(f"| {name} | {figure} | {numbers} |")
     goals = ["| ratio | goal | measured | |", "| --- | ---: | ---: | --- |"]
     for goal in outcome.benchmark.goals:
         ratio = outcome.ratio(goal)
@@ -27,8 +27,10 @@ def table(outcome: Outcome) -> str:
     return "\n".join([*lines, "", *goals])
 
 
-def _time(seconds: float) -> str:
-    return f"{seconds * 1e6:,.1f} µs" if seconds < 1e-3 else f"{seconds * 1e3:,.2f} ms"
+def _shown(value: float, unit: str) -> str:
+    if unit != "s":
+        return f"{value:,.1f} {unit}"
+    return f"{value * 1e6:,.1f} µs" if value < 1e-3 else f"{value * 1e3:,.2f} ms"
 
 
 def write(folder: Path, outcomes: Mapping[str, Outcome], command: str) -> None:
@@ -58,7 +60,8 @@ def picture(outcome: Outcome) -> str:
     """Return bars of the medians, with a line from the least to the most, as SVG for light and dark pages."""
     found = [(f"{name} ({figure})", values) for name, figure, values in outcome.figures()]
     longest = max(max(values) for _, values in found)
-    parts = [_bar(place, label, values, longest) for place, (label, values) in enumerate(found)]
+    unit = outcome.benchmark.unit
+    parts = [_bar(place, label, values, longest, unit) for place, (label, values) in enumerate(found)]
     height = len(found) * BAR + 34
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
@@ -69,12 +72,12 @@ def picture(outcome: Outcome) -> str:
     )
 
 
-def _bar(place: int, label: str, values: Sequence[float], longest: float) -> str:
+def _bar(place: int, label: str, values: Sequence[float], longest: float, unit: str) -> str:
     scale, top = (WIDTH - LABEL - 110) / longest, 30 + place * BAR
     middle, least, most = (LABEL + value * scale for value in (median(values), min(values), max(values)))
     return (
         f'<text x="{LABEL - 8}" y="{top + 14}" text-anchor="end">{label}</text>'
         f'<rect x="{LABEL}" y="{top + 3}" width="{middle - LABEL:.1f}" height="{BAR - 8}"/>'
         f'<line x1="{least:.1f}" x2="{most:.1f}" y1="{top + 10}" y2="{top + 10}"/>'
-        f'<text x="{most + 6:.1f}" y="{top + 14}">{_time(median(values))}</text>'
+        f'<text x="{most + 6:.1f}" y="{top + 14}">{_shown(median(values), unit)}</text>'
     )

@@ -141,6 +141,37 @@ SUITE: dict[str, Benchmark] = {
         rounds=5,
         note="bulk_create and COPY write rows that were made beforehand; ours makes them of signals.",
     ),
+    "claim": Benchmark(
+        title="claim 500 of a backlog",
+        contenders=[
+            Contender(name=name, place=f"{_HERE}claiming:claims", site={"suffix": f"_{number}", **rows})
+            for number, (name, rows) in enumerate(
+                {
+                    "1,000 rows": {"rows": 1_000},
+                    "100,000 rows": {"rows": 100_000},
+                    "1,000,000 rows": {"rows": 1_000_000},
+                    "100,000 rows behind 500,000 that are not due": {"rows": 100_000, "later": 500_000},
+                }.items()
+            )
+        ],
+        goals=[
+            Goal(of=name, to="1,000 rows", most=1.2)
+            for name in ("100,000 rows", "1,000,000 rows", "100,000 rows behind 500,000 that are not due")
+        ],
+        count=5,
+        rounds=7,
+        note="One statement, which also returns what a relay must know of the rows. Taken back each time.",
+    ),
+    "memory": Benchmark(
+        title="the relay's memory over a backlog of 200,000",
+        contenders=[Contender(name="ours", place=f"{_HERE}claiming:memory", site={"broker": "redis", **_SLOWLY})],
+        goals=[Goal(of="ours", to="ours", figure="after all", against="after 10,000", most=1.1)],
+        count=200_000,
+        needs=("postgres", "redis"),
+        rounds=2,
+        unit="MiB",
+        note="Resident memory of the process.",
+    ),
     "request": _request("rabbitmq"),
     "request-redis": _request("redis"),
     "relay": _relay(

@@ -48,7 +48,9 @@ _ENGINES: dict[str, dict[str, Any]] = {
 DATABASES = {
     "default": {
         **_ENGINES[_DATABASE],
-        "NAME": GIVEN.get("file", ":memory:") if _DATABASE == "sqlite" else f"benchmarks_{SYSTEM}",
+        "NAME": GIVEN.get("file", ":memory:")
+        if _DATABASE == "sqlite"
+        else f"benchmarks_{SYSTEM}{GIVEN.get('suffix', '')}",
         "PORT": GIVEN.get(_DATABASE, ""),
         "CONN_MAX_AGE": None,
     }
