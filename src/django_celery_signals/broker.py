@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from amqp.exceptions import ConnectionError as AMQPConnectionError
 from celery import Celery, current_app
 from celery._state import _get_active_apps  # type: ignore[attr-defined]
-from celery.app.utils import Settings
 from celery.loaders.default import Loader as FallbackLoader
 from django.core.signals import setting_changed
 from kombu import Connection
@@ -43,18 +43,16 @@ def is_eager(app: Celery) -> bool:
     message. What Django's settings say is remembered until they change; what the app's own say is looked up.
     """
     settings: Any = app.conf
-    if type(settings) is not Settings:  # not loaded yet
-        return bool(settings.task_always_eager)
     own = (settings.changes or {}).get("task_always_eager")
     if own is not None:
         return bool(own)
-    known = _eager.get(id(settings))
+    known = _eager.get(app)
     if known is None or known[0] is not settings:
-        known = _eager[id(settings)] = settings, bool(settings.task_always_eager)
+        known = _eager[app] = settings, bool(settings.task_always_eager)
     return known[1]
 
 
-_eager: dict[int, tuple[Any, bool]] = {}
+_eager: WeakKeyDictionary[Celery, tuple[Any, bool]] = WeakKeyDictionary()
 
 
 def _forget(**_: Any) -> None:
@@ -86,17 +84,6 @@ def connection_for(app: Celery, *, confirms: bool = True) -> Connection:
     given = connection.transport_options or {}
     connection.transport_options = {**bounded, **given, **once, "connect_retries_timeout": timeout}
     return connection
-
-
-def may_be_trusted(connection: Connection) -> bool:
-    """Tell whether writing to RabbitMQ ends in time even when that reads nothing: if the system sees to it.
-
-    It does not for greenlets, whose sockets are another library's.
-    """
-    options: dict[str, Any] = connection.transport_options or {}
-    timeout, amqp = options.get("write_timeout"), connection.connection  # the project's own, or ours
-    is_bounded = timeout is not None and timeout <= conf.get().PUBLISH_TIMEOUT
-    return is_bounded and type(amqp.transport.sock).__module__ in ("socket", "ssl")
 
 
 def is_outage(error: BaseException) -> bool:

@@ -17,7 +17,7 @@ from celery import Celery
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from . import conf
-from .ahead import Doubt
+from .ahead import Doubt, NotReady
 from .broker import is_eager
 from .exceptions import PublishError, PublishTimeout
 from .publisher import publisher
@@ -44,6 +44,7 @@ class Message:
     body: Any  # what the broker carries: the signed envelope, or a delivery's reference
     options: dict[str, Any]  # of apply_async
     lane: str | None = None  # where it waits for its turn, when it is published only then
+    is_probed: bool = True  # whether a loss is found out soon
 
 
 class Patience:
@@ -126,6 +127,8 @@ def apply(message: Message, task: Any, producer: Any = None, **options: Any) -> 
         options: further ones of ``apply_async``.
     """
     template = template_for(message.app, task, message.options) if producer is not None else None
+    if template is None and getattr(producer, "is_hasty", False):
+        raise NotReady
     if template is None:
         apply_plainly(task, message.body, producer, {**options, **message.options}, message.summary)
     else:

@@ -1,6 +1,6 @@
 """The threads that publish, each with a connection to the broker of its own, lent to one caller at a time.
 
-Over a connection to RabbitMQ that is there, a caller may publish in its own thread, without waiting for a confirm.
+To RabbitMQ a caller may publish in its own thread, without waiting for a confirm, when a connection for that is there.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from celery import Celery
@@ -19,9 +20,9 @@ from celery.exceptions import SoftTimeLimitExceeded
 from django.db import close_old_connections
 from kombu import Connection
 
-from .ahead import Ahead, Doubt
+from .ahead import Ahead, Doubt, NotReady
 from .breaker import Breaker
-from .broker import connection_for, may_be_renewed, may_be_trusted
+from .broker import connection_for, may_be_renewed
 from .exceptions import PublishError, PublishTimeout
 
 logger = logging.getLogger(__name__)
@@ -32,16 +33,18 @@ MOST_LINES = 10  # of an app; Celery keeps as many connections in its own pool
 
 
 class Line:
-    """One thread and its connection to the broker."""
+    """One thread and its connection to the broker; over another one callers may publish by themselves."""
 
     def __init__(self, app: Celery) -> None:
         """Start the thread; it connects when there is something to publish."""
         self.app = app
         self.left = False  # whether nobody waits for it any more
-        self._work: queue.SimpleQueue[tuple[Publish, Future[None]] | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._connection: Connection | None = None
         self._producer: Any = None
-        self._ahead: Ahead | None = None  # a channel whose messages are not waited for
+        self._ahead: Ahead | None = None  # taken out by whoever uses it
+        self._has_ahead = False  # or has tried in vain to connect
+        self._wants_ahead = False
         self._doubts: list[Doubt] = []
         threading.Thread(target=self._run, name="django-celery-signals-publisher", daemon=True).start()
 
@@ -49,7 +52,7 @@ class Line:
         """Begin one publication and return what will become of it; it sees the caller's context variables."""
         done: Future[None] = Future()
         context = contextvars.copy_context()
-        self._work.put((lambda producer: context.run(publish, producer), done))
+        self._work.put(lambda: self._settle(lambda producer: context.run(publish, producer), done))
         return done
 
     def at_once(self, publish: Publish, doubt: Doubt) -> bool:
@@ -58,18 +61,29 @@ class Line:
         Returns:
             False when it does not, or did not succeed; then the thread has to do it.
         """
-        if self._ahead is None:
+        ahead, self._ahead = self._ahead, None
+        self._wants_ahead = True
+        if ahead is None:
             return False
         try:
-            self._ahead.publish(publish, doubt)
-        except SoftTimeLimitExceeded:  # the caller's own
-            self._close()
-            raise
-        except Exception as error:
-            logger.debug("The connection is given up: %r", error)
-            self._close()
+            ahead.publish(publish, doubt)
+        except NotReady as error:
+            self._work.put(partial(self._make_ready, ahead, error.entity))
             return False
+        except BaseException as error:
+            self._give_up(ahead)
+            if isinstance(error, SoftTimeLimitExceeded) or not isinstance(error, Exception):  # the caller's own
+                raise
+            logger.debug("The connection is given up: %r", error)
+            return False
+        self._ahead = ahead
         return True
+
+    def _give_up(self, ahead: Ahead) -> None:
+        """Let the thread close a connection: to say goodbye to a broker that is silent takes its time."""
+        self._doubts += ahead.doubts(broken=True)
+        self._has_ahead = False
+        self._work.put(ahead.close)
 
     def doubts(self) -> list[Doubt]:
         """Return what is to be done about messages that were not waited for, and that the broker may not have."""
@@ -83,12 +97,14 @@ class Line:
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None:
-            publish, done = work
-            if done.set_running_or_notify_cancel():
-                self._settle(publish, done)
+            work()
         self._close()
+        if self._ahead is not None:
+            self._ahead.close()
 
     def _settle(self, publish: Publish, done: Future[None]) -> None:
+        if not done.set_running_or_notify_cancel():
+            return
         error: BaseException | None = None
         try:
             self._publish(publish)
@@ -96,10 +112,12 @@ class Line:
             error = raised
             self._close()
         close_old_connections()  # to databases, of listeners to Celery's signals; no request ends in this thread
-        if error is None:
-            done.set_result(None)
-        else:
+        if error is not None:
             done.set_exception(error)
+            return
+        done.set_result(None)
+        if self._wants_ahead and not self._has_ahead:
+            self._get_ahead()
 
     def _publish(self, publish: Publish) -> None:
         """Publish; over a kept connection that turns out to be dead, once more over a new one."""
@@ -118,23 +136,38 @@ class Line:
             publish(self._producer)
 
     def _connect(self) -> None:
-        self._connection = connection = connection_for(self.app)
-        if connection.transport.driver_name != "py-amqp":
-            self._producer = self.app.amqp.Producer(connection, auto_declare=False)
+        self._connection = connection_for(self.app)
+        self._producer = self.app.amqp.Producer(self._connection, auto_declare=False)
+
+    def _get_ahead(self) -> None:
+        """Connect once more, for those who do not wait; the broker has just answered."""
+        self._has_ahead = True
+        connection: Any = self._connection
+        if connection.transport.driver_name != "py-amqp" or not connection.transport_options.get("confirm_publish"):
             return
-        options = connection.transport_options = {**(connection.transport_options or {})}
-        confirms, options["confirm_publish"] = options["confirm_publish"], False  # of all channels or of none
-        waiting: Any = connection.channel()
-        if confirms:
-            waiting.basic_publish = waiting.basic_publish_confirm
-        self._producer = self.app.amqp.Producer(waiting, auto_declare=False)
-        if may_be_trusted(connection):
-            self._ahead = Ahead(self.app.amqp.Producer(connection.channel(), auto_declare=False))
+        try:
+            ahead = Ahead(self.app)
+        except Exception as error:
+            logger.info("Every message will be waited for, there is no other connection: %r", error)
+            return
+        if ahead.is_bounded():
+            self._ahead = ahead
+        else:
+            ahead.close()
+
+    def _make_ready(self, ahead: Ahead, entity: Any) -> None:
+        """Declare what a message needs, so that the next one can go ahead."""
+        try:
+            if entity is not None:
+                ahead.producer.declare_now(entity)
+        except Exception as error:
+            logger.debug("The connection is given up: %r", error)
+            self._give_up(ahead)
+        else:
+            self._ahead = ahead
 
     def _close(self) -> None:
         connection, self._connection, self._producer = self._connection, None, None
-        ahead, self._ahead = self._ahead, None
-        self._doubts += ahead.doubts(broken=True) if ahead is not None else []
         if connection is not None:
             try:
                 connection.release()

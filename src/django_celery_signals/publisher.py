@@ -35,7 +35,7 @@ class Publisher:
         self._lines: dict[int, Lines] = {}
 
     def publish(self, app: Celery, publish: Publish, timeout: float | None = None, doubt: Doubt | None = None) -> None:
-        """Run one publication and wait until the broker has the message.
+        """Run one publication, and wait until the broker has the message, unless there is a doubt to be kept instead.
 
         Args:
             app: the Celery app whose broker it is for.
@@ -51,7 +51,9 @@ class Publisher:
         lines, began = self.lines(app), time.monotonic()
         lines.breaker.check()
         timeout = conf.get().PUBLISH_TIMEOUT if timeout is None else timeout
-        error = self._outcome(lines, publish, began, timeout, doubt)
+        if doubt is not None and self._at_once(lines, publish, timeout, doubt):
+            return
+        error = self._outcome(lines, publish, began, timeout)
         if error is None:
             lines.breaker.succeeded()
             return
@@ -62,20 +64,21 @@ class Publisher:
             lines.breaker.succeeded()  # whatever is wrong with the message, the broker is there
         raise PublishError(f"The broker did not take the message: {cause}") from error
 
-    def _outcome(
-        self, lines: Lines, publish: Publish, began: float, timeout: float, doubt: Doubt | None
-    ) -> BaseException | None:
+    def _at_once(self, lines: Lines, publish: Publish, timeout: float, doubt: Doubt) -> bool:
+        """Publish without a wait, if that can be done, and do what is to be done about earlier messages."""
+        with lines.line(timeout) as line:
+            is_published = line.at_once(publish, doubt)
+            earlier = line.doubts()
+        if earlier:
+            doubt.act([one.about for one in earlier])
+        return is_published
+
+    def _outcome(self, lines: Lines, publish: Publish, began: float, timeout: float) -> BaseException | None:
         """Return what the publication raised, if anything."""
         with lines.line(timeout) as line:
             left = began + timeout - time.monotonic()
-            if doubt is not None:
-                is_published = line.at_once(publish, doubt)
-                for earlier in line.doubts():
-                    earlier()
-                if is_published:
-                    return None
             done = line.submit(publish)
-            wait([done], began + timeout - time.monotonic())
+            wait([done], left)
             if done.done():
                 return done.exception()
             done.cancel()

@@ -17,6 +17,7 @@ from weakref import WeakSet
 
 from celery import Celery, Task, signals
 from celery.app.amqp import AMQP
+from celery.contrib.django.task import DjangoTask
 from celery.utils import uuid
 from kombu import serialization
 
@@ -45,6 +46,7 @@ class Template:
         self._headers = options.pop("headers")
         self._declare = options.pop("declare")
         self._declared: WeakSet[Any] = WeakSet()  # channels
+        self._each_time = [one for one in self._declare or () if not one.can_cache_declaration]  # may vanish by itself
         self._options = {**options, "content_type": kind, "content_encoding": encoding}
 
     def filled(self, app: Celery, argument: Any, given: Mapping[str, Any], summary: str) -> tuple[str, dict[str, Any]]:
@@ -71,20 +73,19 @@ class Template:
         return f"{self._before}{json.dumps(argument)}{self._after}", options
 
     def publish(self, producer: Any, body: str, options: dict[str, Any]) -> None:
-        """Publish what was filled in; what it needs is declared once in a channel.
+        """Publish what was filled in; what it needs is declared once in a channel, as far as Celery does that.
 
         Raises:
             kombu.exceptions.OperationalError: when the broker does not take it.
         """
+        connection = producer.connection  # which a broker that says goodbye takes from the channel
         try:
             channel = producer.channel
-            if channel in self._declared:
-                producer.publish(body, **options)
-            else:
-                producer.publish(body, declare=list(self._declare or ()), **options)
-                self._declared.add(channel)
+            declare = self._each_time if channel in self._declared else self._declare
+            producer.publish(body, declare=list(declare or ()), **options)
+            self._declared.add(channel)
         except Exception:
-            with producer.connection._reraise_as_library_errors():
+            with connection._reraise_as_library_errors():
                 raise
 
 
@@ -110,7 +111,7 @@ def _is_plain(app: Celery, task: Any, cls: Any) -> bool:
         return False
     if "apply_async" in vars(task) or "send_task" in vars(app):
         return False
-    is_own = _are_own(cls.apply_async, Task.apply_async, cls.shadow_name, type(app).send_task)
+    is_own = _are_own(cls.apply_async, DjangoTask.apply_async, cls.shadow_name, type(app).send_task)
     return is_own and type(app.amqp) is AMQP
 
 
@@ -137,9 +138,9 @@ class _Recorder:
 
 
 def _template(app: Celery, task: Any, routing: dict[str, Any]) -> Template | None:
-    recorder = _Recorder(app)
-    if app.conf.task_send_sent_event or not are_fixed(app):
+    if app.conf.task_always_eager or app.conf.task_send_sent_event or not are_fixed(app):
         return None
+    recorder = _Recorder(app)
     try:
         apply_plainly(task, _PLACE, recorder, {"task_id": _PLACE, "expires": None, **routing}, _PLACE)
         ((body, options),) = recorder.taken

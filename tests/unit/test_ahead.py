@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ssl
 from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery import Celery
+from kombu import Queue
 
 from django_celery_signals import ahead as module
 from django_celery_signals import conf
-from django_celery_signals.ahead import Ahead
+from django_celery_signals.ahead import Ahead, Doubt, Hasty, NotReady
 from django_celery_signals.exceptions import PublishTimeout
+from tests.brokers import Broker
+from tests.parameters import each_broker
+from tests.waiting import wait_until
 
 
 class Channel:
@@ -35,12 +41,16 @@ class Channel:
             listener(*what)
 
 
-class Producer:
-    """Publishes in a channel, and reads what the broker says."""
+class Connection:
+    """Reads what the broker says."""
+
+    transport_options: Any = None
 
     def __init__(self) -> None:
         self.channel = Channel()
-        self.connection = self
+
+    def release(self) -> None:
+        raise OSError("It is too broken to be closed.")
 
     def drain_events(self, timeout: float) -> None:
         if not self.channel.heard:
@@ -56,26 +66,25 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 class Sending:
-    """Publishes texts, and keeps the doubts about them."""
+    """Publishes texts, and tells of which there are doubts."""
 
-    def __init__(self) -> None:
-        self.producer = Producer()
-        self.channel = self.producer.channel
-        self.ahead = Ahead(self.producer)
+    def __init__(self, app: Celery, connection: Connection) -> None:
+        self.channel = connection.channel
+        self.ahead = Ahead(app)
 
     def __call__(self, text: str) -> None:
-        self.ahead.publish(lambda producer: producer.channel.basic_publish(text), lambda: self.lost.append(text))
+        self.ahead.publish(lambda producer: producer.channel.basic_publish(text), Doubt(text, lambda texts: None))
 
     def doubted(self, *, broken: bool = False) -> list[str]:
-        self.lost: list[str] = []
-        for doubt in self.ahead.doubts(broken=broken):
-            doubt()
-        return self.lost
+        return [doubt.about for doubt in self.ahead.doubts(broken=broken)]
 
 
 @pytest.fixture
-def sending(clock: SimpleNamespace) -> Sending:
-    return Sending()
+def sending(celery_app: Celery, clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Sending:
+    connection = Connection()
+    monkeypatch.setattr(module, "connection_for", lambda app, **_: connection)
+    monkeypatch.setattr(module, "Hasty", lambda connection: connection)
+    return Sending(celery_app, connection)
 
 
 def late() -> float:
@@ -158,7 +167,7 @@ def test_a_failure_is_its_callers(sending: Sending) -> None:
 
 def test_a_message_that_goes_another_way(sending: Sending) -> None:
     """What a task's own apply_async() sends elsewhere has no number here."""
-    sending.ahead.publish(lambda producer: None, lambda: None)
+    sending.ahead.publish(lambda producer: None, Doubt("elsewhere", lambda texts: None))
     sending("a")
 
     assert ["a"] == sending.doubted(broken=True)
@@ -172,3 +181,83 @@ def test_other_messages_of_the_channel_count(sending: Sending) -> None:
     sending.channel.says("basic_ack", 3, False)
 
     assert ["a"] == sending.doubted(broken=True)
+
+
+def test_a_connection_that_is_too_broken_to_be_closed(sending: Sending) -> None:
+    """Nobody need know."""
+    sending.ahead.close()
+
+
+# At RabbitMQ -------------------------------------------------------------------------------------------------------
+
+
+@each_broker("rabbitmq")
+def test_what_is_not_declared_is_not_waited_for(broker: Broker, celery_app: Celery) -> None:
+    """A queue that is not known to be there has to be declared first, by somebody who may wait."""
+    ahead, queue = Ahead(celery_app), celery_app.amqp.queues[broker.queue]
+
+    def publish(producer: Any) -> None:
+        producer.publish("text", routing_key=broker.queue, declare=[queue])
+
+    with pytest.raises(NotReady) as refused:
+        ahead.publish(publish, Doubt(1, print))
+    assert queue is refused.value.entity
+    assert 0 == broker.message_count()
+
+    ahead.producer.declare_now(queue)
+    ahead.publish(publish, Doubt(2, print))
+
+    wait_until(lambda: broker.message_count() == 1, what="the message")
+    assert [2] == [doubt.about for doubt in ahead.doubts(broken=True)]
+    ahead.close()
+
+
+@each_broker("rabbitmq")
+def test_what_vanishes_is_declared_each_time(broker: Broker, celery_app: Celery) -> None:
+    """A queue that goes with its last worker is never known to be there."""
+    ahead, name = Ahead(celery_app), broker.queue_named("vanishing")
+    producer: Any = ahead.producer
+    queue = Queue(name, auto_delete=True, channel=producer.channel)
+
+    producer.declare_now(queue)
+
+    with pytest.raises(NotReady):
+        producer.maybe_declare(queue)
+    ahead.close()
+
+
+@each_broker("rabbitmq")
+@pytest.mark.parametrize(
+    ("given", "bounded"), [({}, True), ({"write_timeout": None}, False), ({"write_timeout": 60}, False)]
+)
+def test_who_may_hang(broker: Broker, celery_app: Celery, given: dict[str, Any], bounded: bool) -> None:
+    """Where the project lets a write take longer than PUBLISH_TIMEOUT, or for ever, only a thread is safe."""
+    celery_app.conf.broker_transport_options = given
+    ahead = Ahead(celery_app)
+
+    assert bounded == ahead.is_bounded()
+    ahead.close()
+
+
+@each_broker("rabbitmq")
+def test_other_sockets(broker: Broker, celery_app: Celery) -> None:
+    """TLS tries a write again that the system has ended, and greenlets have their own."""
+    ahead = Ahead(celery_app)
+    transport: Any = ahead._connection.connection.transport
+    plain, transport.sock = transport.sock, ssl.SSLObject.__new__(ssl.SSLObject)
+
+    assert not ahead.is_bounded()
+    transport.sock = plain
+    ahead.close()
+
+
+@each_broker("memory")
+def test_a_transport_without_confirms(broker: Broker, celery_app: Celery) -> None:
+    """What cannot be had is an error of whoever wants it."""
+    with pytest.raises(AttributeError):
+        Ahead(celery_app)
+
+
+def test_hasty_is_told_apart() -> None:
+    """Whoever is given it sees that nothing may be waited for."""
+    assert Hasty.is_hasty

@@ -16,6 +16,7 @@ from django.db import connection as database
 
 from django_celery_signals import PublishError, PublishTimeout
 from django_celery_signals import lines as module
+from django_celery_signals.ahead import Doubt, NotReady
 from django_celery_signals.lines import Line, Lines
 from tests.brokers import Broker
 from tests.parameters import each_broker
@@ -44,21 +45,27 @@ def outcome(done: Future[None]) -> BaseException | None:
     return done.exception(10)
 
 
-def sent_ahead(line: Line, broker: Broker) -> list[str]:
-    """Publish one message as ever, by which the line connects, and another one without waiting; return what is lost."""
-    lost: list[str] = []
-    app = line.app
+def text_for(line: Line, broker: Broker) -> Callable[[Any], Any]:
+    """Return a publication of a text into the broker's queue."""
+    queue = line.app.amqp.queues[broker.queue]
+    return lambda producer: producer.publish("text", routing_key=broker.queue, declare=[queue])
 
-    def publish(text: str) -> Callable[[Any], Any]:
-        return lambda producer: producer.publish(
-            text, routing_key=broker.queue, declare=[app.amqp.queues[broker.queue]]
-        )
 
-    assert not line.at_once(publish("too early"), lambda: lost.append("too early"))
-    assert outcome(line.submit(publish("first"))) is None
-    assert line.at_once(publish("second"), lambda: lost.append("second"))
-    wait_until(lambda: broker.message_count() == 2, what="both messages")
-    return lost
+def doubt(name: str) -> Doubt:
+    return Doubt(name, print)
+
+
+def go_ahead(line: Line, broker: Broker) -> None:
+    """Publish as ever, by which the line connects, until a message goes ahead without being waited for."""
+    publish = text_for(line, broker)
+
+    def goes() -> bool:
+        went = line.at_once(publish, doubt("ahead"))
+        if not went:
+            assert outcome(line.submit(publish)) is None
+        return went
+
+    wait_until(goes, what="a message to go ahead")
 
 
 # A line ------------------------------------------------------------------------------------------------------------
@@ -293,60 +300,83 @@ def test_thread_that_cannot_be_started(lines: Lines, monkeypatch: pytest.MonkeyP
 @each_broker("rabbitmq")
 def test_what_is_not_waited_for_arrives(broker: Broker, line: Line) -> None:
     """Over a connection that is there, RabbitMQ is handed a message in the caller's own thread."""
-    assert [] == sent_ahead(line, broker)
+    go_ahead(line, broker)
+    before = broker.message_count()
+    assert line.at_once(text_for(line, broker), doubt("another"))
+
+    wait_until(lambda: broker.message_count() == before + 1, what="the message")
     assert [] == line.doubts()
 
 
 @each_broker("rabbitmq")
 def test_a_connection_that_breaks_leaves_doubts(broker: Broker, line: Line) -> None:
     """What was not confirmed when a connection broke may be lost; the line says so, and its thread connects anew."""
-    lost = sent_ahead(line, broker)
+    go_ahead(line, broker)
 
-    assert not line.at_once(failing(OSError("gone")), do_nothing_about_it)
-    for doubt in line.doubts():
-        doubt()
+    assert not line.at_once(failing(OSError("gone")), doubt("this one"))
 
-    assert ["second"] == lost
+    assert ["ahead"] == [one.about for one in line.doubts()]
     assert [] == line.doubts()
-    assert not line.at_once(do_nothing, do_nothing_about_it)
+    assert not line.at_once(do_nothing, doubt("this one"))
+    go_ahead(line, broker)
+
+
+@each_broker("rabbitmq")
+@pytest.mark.parametrize("error", [SoftTimeLimitExceeded(), KeyboardInterrupt()], ids=["soft", "keyboard"])
+def test_a_time_limit_is_the_callers(broker: Broker, line: Line, error: BaseException) -> None:
+    """What ends the caller's work from outside while something is handed over ends not only that."""
+    go_ahead(line, broker)
+
+    with pytest.raises(type(error)):
+        line.at_once(failing(error), doubt("this one"))
+    assert not line.at_once(do_nothing, doubt("this one"))
+
+
+@each_broker("rabbitmq")
+def test_who_has_to_wait_loses_nothing(broker: Broker, line: Line) -> None:
+    """What would have to be waited for is left to the thread; the connection is as good as ever."""
+    go_ahead(line, broker)
+
+    assert not line.at_once(failing(NotReady()), doubt("this one"))
     assert outcome(line.submit(do_nothing)) is None
-    assert line.at_once(do_nothing, do_nothing_about_it)
+
+    assert line.at_once(do_nothing, doubt("this one"))
+    assert [] == line.doubts()
 
 
 @each_broker("rabbitmq")
-def test_a_time_limit_is_the_callers(broker: Broker, line: Line) -> None:
-    """A soft time limit that is over while something is handed over ends the caller's work, not only that."""
-    sent_ahead(line, broker)
+def test_what_cannot_be_declared(broker: Broker, line: Line) -> None:
+    """A declaration that fails breaks the channel; a new one is made."""
+    go_ahead(line, broker)
 
-    with pytest.raises(SoftTimeLimitExceeded):
-        line.at_once(failing(SoftTimeLimitExceeded()), do_nothing_about_it)
-
-
-@each_broker("rabbitmq")
-@pytest.mark.parametrize("confirms", [True, False])
-def test_others_wait_for_their_confirm(broker: Broker, celery_app: Celery, confirms: bool) -> None:
-    """A publication that is waited for is confirmed, unless the project wants none."""
-    celery_app.conf.broker_transport_options = {} if confirms else {"confirm_publish": False}
-    line, found = Line(celery_app), []
-
-    assert outcome(line.submit(lambda producer: found.append(producer.channel))) is None
-    line.leave()
-
-    (channel,) = found
-    assert confirms == (channel.basic_publish == channel.basic_publish_confirm)
+    assert not line.at_once(failing(NotReady(object())), doubt("this one"))
+    go_ahead(line, broker)
 
 
 @each_broker("rabbitmq")
-@pytest.mark.parametrize("timeout", [None, 60.0])
-def test_who_may_hang_is_not_waited_for(broker: Broker, celery_app: Celery, timeout: float | None) -> None:
-    """Where the project lets a write take longer than PUBLISH_TIMEOUT, or for ever, only a thread is safe."""
-    celery_app.conf.broker_transport_options = {"write_timeout": timeout}
+@pytest.mark.parametrize(
+    "given", [{"confirm_publish": False}, {"write_timeout": 60.0}], ids=["unconfirmed", "unbounded"]
+)
+def test_nobody_goes_ahead(broker: Broker, celery_app: Celery, given: dict[str, Any]) -> None:
+    """Where a project wants no confirms, or lets a write take long, every message is the thread's."""
+    celery_app.conf.broker_transport_options = given
     line = Line(celery_app)
 
-    assert outcome(line.submit(do_nothing)) is None
-    assert not line.at_once(do_nothing, do_nothing_about_it)
+    for _ in range(3):
+        assert not line.at_once(do_nothing, doubt("this one"))
+        assert outcome(line.submit(do_nothing)) is None
     line.leave()
 
 
-def do_nothing_about_it() -> None:
-    """Leave a message that may be lost alone."""
+@each_broker("rabbitmq")
+def test_no_other_connection(broker: Broker, line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the broker has no room for it, every message is the thread's."""
+
+    def refuse(app: Celery) -> Any:
+        raise OSError("There are too many.")
+
+    monkeypatch.setattr(module, "Ahead", refuse)
+
+    for _ in range(3):
+        assert not line.at_once(do_nothing, doubt("this one"))
+        assert outcome(line.submit(do_nothing)) is None

@@ -16,11 +16,13 @@ from kombu.exceptions import OperationalError
 
 from django_celery_signals import PublishError, PublishTimeout
 from django_celery_signals import publisher as module
+from django_celery_signals.ahead import Doubt
 from django_celery_signals.breaker import FIRST_PAUSE
 from django_celery_signals.publisher import Publisher, publisher
 from tests.brokers import Broker
 from tests.parameters import each_broker
 from tests.publishing import do_nothing, failing
+from tests.waiting import wait_until
 
 TIMEOUT = 0.3
 SHORT = override_settings(DJANGO_CELERY_SIGNALS={"PUBLISH_TIMEOUT": TIMEOUT})
@@ -308,18 +310,22 @@ def test_a_forked_process_has_its_own(celery_app: Celery, monkeypatch: pytest.Mo
 
 
 @each_broker("rabbitmq")
-def test_doubts_are_their_callers(broker: Broker, celery_app: Celery, own: Publisher) -> None:
-    """What is known of earlier messages is told to the next caller who does not wait himself; the line goes on."""
-    lost: list[str] = []
-    for text in ("first", "second"):  # the first one connects
-        own.publish(celery_app, do_nothing, 2.0, lambda text=text: lost.append(text))
-    (line,) = own.lines(celery_app).idle
-    line._doubts.append(lambda: lost.append("an earlier one"))
+def test_doubts_are_the_next_callers(broker: Broker, celery_app: Celery, own: Publisher) -> None:
+    """What is known of earlier messages is told to the next caller who does not wait himself, all at once."""
+    found: list[list[str]] = []
+
+    def went_ahead() -> bool:
+        own.publish(celery_app, do_nothing, 2.0, Doubt("this one", found.append))
+        return own.lines(celery_app).idle[-1]._ahead is not None
+
+    wait_until(went_ahead, what="a connection for those who do not wait")
+    line = own.lines(celery_app).idle[-1]
+    line._doubts += [Doubt("a", print), Doubt("b", print)]
 
     own.publish(celery_app, do_nothing)
-    assert [] == lost
-    own.publish(celery_app, do_nothing, 2.0, lambda: lost.append("this one"))
-    assert ["an earlier one"] == lost
+    assert [] == found
+    own.publish(celery_app, do_nothing, 2.0, Doubt("this one", found.append))
+    assert [["a", "b"]] == found
 
 
 @each_broker("memory")
@@ -328,6 +334,6 @@ def test_elsewhere_it_is_waited_for(broker: Broker, celery_app: Celery, own: Pub
     threads: list[str] = []
 
     for _ in range(2):
-        own.publish(celery_app, lambda _: threads.append(threading.current_thread().name), 2.0, lambda: None)
+        own.publish(celery_app, lambda _: threads.append(threading.current_thread().name), 2.0, Doubt("it", print))
 
     assert ["django-celery-signals-publisher"] * 2 == threads

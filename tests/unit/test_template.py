@@ -15,6 +15,7 @@ from kombu import Connection, Exchange, Producer, Queue
 from kombu.exceptions import OperationalError
 
 from django_celery_signals import ReceiverTask
+from django_celery_signals.ahead import NotReady
 from django_celery_signals.handover import Message, apply
 from django_celery_signals.template import apply_plainly, template_for
 from tests.making import Tasks
@@ -171,6 +172,46 @@ def test_is_declared_once_in_a_channel(celery_app: Celery, make: Callable[..., A
     assert len(producer.channel.declared) == 1
 
 
+def test_what_vanishes_is_declared_each_time(celery_app: Celery, make: Callable[..., Any]) -> None:
+    """A queue that goes with its last worker is declared before every message, as Celery does."""
+    configure({"task_queues": [Queue("vanishing", auto_delete=True)]})
+    try:
+        task, producer = make(queue="vanishing"), Recording()
+        for _ in range(3):
+            apply(message(celery_app, task, **DURABLE), task, producer)
+        assert len(producer.channel.declared) == 3
+    finally:
+        disconnect()
+
+
+def test_a_broker_that_says_goodbye(
+    celery_app: Celery, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A channel that the broker has closed knows its connection no more; the error is Celery's all the same."""
+    task, producer = make(), Recording()
+
+    def close(*_: Any, **__: Any) -> None:
+        monkeypatch.setattr(Recording, "connection", None)
+        raise amqp.exceptions.ConnectionForced("The broker shuts down.")
+
+    monkeypatch.setattr(producer.channel, "basic_publish", close)
+
+    with pytest.raises(OperationalError, match="shuts down"):
+        apply(message(celery_app, task, **DURABLE), task, producer)
+
+
+def test_who_cannot_wait_needs_a_template(celery_app: Celery, make: Callable[..., Any]) -> None:
+    """What Celery would have to publish, with whatever listens to it, is not for those who cannot wait."""
+    task, producer = make(), Recording()
+    producer.is_hasty = True  # type: ignore[attr-defined]
+
+    apply(message(celery_app, task, **DURABLE), task, producer)
+    with pytest.raises(NotReady):
+        apply(message(celery_app, task, countdown=5), task, producer)
+
+    assert len(producer.channel.sent) == 1
+
+
 def test_an_error_is_celerys(celery_app: Celery, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a broken connection Celery makes an error of its own, by which an outage is told."""
     task, producer = make(), Recording()
@@ -289,11 +330,12 @@ def test_a_tasks_own_way(celery_app: Celery, tasks: Tasks) -> None:
     [
         {"task_routes": [lambda name, args, kwargs, options, task=None, **_: {"queue": "any"}]},
         {"task_send_sent_event": True},
+        {"task_always_eager": True},
         {"task_protocol": 1},
         {"task_serializer": "pickle"},
         {"task_queues": [], "task_create_missing_queues": False},
     ],
-    ids=["a router", "events", "an old protocol", "no text", "no queue"],
+    ids=["a router", "events", "eager", "an old protocol", "no text", "no queue"],
 )
 def test_settings_by_which_there_is_none(
     celery_app: Celery, make: Callable[..., Any], settings: dict[str, Any]

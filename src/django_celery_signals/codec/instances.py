@@ -75,7 +75,8 @@ class InstanceEncoder(Encoder):
 
     def _entry(self, instance: models.Model) -> Entry:
         cls = type(instance)
-        if apps.all_models.get(cls._meta.app_label, {}).get(str(cls._meta.model_name)) is not cls:
+        label = cls._meta.app_label
+        if label not in apps.app_configs or apps.all_models[label].get(str(cls._meta.model_name)) is not cls:
             raise Unencodable(instance, "its class is not the installed model of that name")
         entry: Entry = {"model": cls._meta.label, "pk": None, "db": instance._state.db}
         if self.snapshot or instance._state.adding or is_detached(instance) or not has_pk(instance):

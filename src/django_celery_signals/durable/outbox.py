@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from datetime import datetime
-from functools import partial
 from typing import Any
 
 from celery import Celery
@@ -13,6 +13,7 @@ from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .. import conf
+from ..ahead import Doubt
 from ..broker import is_eager
 from ..envelope import Envelope
 from ..exceptions import PublishError, SettingsError
@@ -118,6 +119,7 @@ def message_of(app: Celery, row: Any, using: str, *, lane: str | None = None) ->
         # The row itself expires; Celery's own expiry would let a worker drop the message without a word.
         options={**options, "expires": None, "task_id": row.event_id, "retries": row.attempts},
         lane=lane,
+        is_probed=bool(getattr(row, "queue", "")),
     )
 
 
@@ -131,7 +133,7 @@ def publish_or_leave(message: Message, patience: Patience) -> None:
         if not _takes_turn(reference, message.lane):
             return
     try:
-        publish(message, patience, partial(_put_back, reference))
+        publish(message, patience, Doubt(reference, _put_back_all) if message.is_probed else None)
     except PublishError as error:
         logger.info("%s will get %r from the relay: %s", message.receiver, message.summary, error)
         _put_back(reference)
@@ -151,6 +153,18 @@ def _put_back(reference: Reference) -> None:
         deliveries(reference.alias).put_back(reference.id, reference.token)
     except Error as failure:  # the row says "sent" still, which the relay's probe will find untrue
         logger.warning("Delivery %s could not be put back, and will be late: %s", reference.id, failure)
+
+
+def _put_back_all(references: Sequence[Reference]) -> None:
+    """Put back what the broker may not have, some time after the sending; what cannot be now, the probe finds."""
+    for alias in {reference.alias for reference in references}:
+        if connections[alias].in_atomic_block:  # somebody else's
+            continue
+        mine = [reference for reference in references if reference.alias == alias]
+        try:
+            deliveries(alias).put_back_all([one.id for one in mine], [one.token for one in mine])
+        except Error as failure:
+            logger.warning("%d deliveries could not be put back, and may be late: %s", len(mine), failure)
 
 
 def publish_next(app: Celery, using: str, lane: str) -> None:

@@ -26,13 +26,20 @@ def queue_of(app: Celery, receiver: str, options: dict[str, Any]) -> str | None:
         None, when the route names an exchange, or cannot be told; publishing will say why.
     """
     task: Any = app.tasks.get(receiver)
-    if task is None or not are_fixed(app):
+    if task is None or not _is_remembered(app):
         return _queue_of(app, task, receiver, options)
     known = vars(task).setdefault("_queues", {})
     kind = (*map(options.get, _OF_ROUTES), app.amqp.router)
     if known.get(kind) is None:  # what cannot be told may be told later
         known[kind] = _queue_of(app, task, receiver, options)
     return known[kind]  # type: ignore[no-any-return]
+
+
+def _is_remembered(app: Celery) -> bool:
+    try:
+        return are_fixed(app)
+    except Exception:  # of the project's settings, which _queue_of() will meet as well, and tell of
+        return False
 
 
 def are_fixed(app: Celery) -> bool:
@@ -42,7 +49,7 @@ def are_fixed(app: Celery) -> bool:
 
 @lru_cache
 def _are_fixed(router: Any) -> bool:
-    return all(type(route) is MapRoute for route in router.routes)
+    return all(type(route) is MapRoute for route in getattr(router, "routes", [router]))
 
 
 def _queue_of(app: Celery, task: Any, receiver: str, options: dict[str, Any]) -> str | None:

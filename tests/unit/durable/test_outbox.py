@@ -7,6 +7,7 @@ import logging
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -38,9 +39,11 @@ from django_celery_signals import handover as handover_module
 from django_celery_signals.durable import outbox
 from django_celery_signals.durable.clock import In
 from django_celery_signals.durable.deliveries import DeliveryQuerySet, State
+from django_celery_signals.durable.reference import Reference
 from django_celery_signals.publisher import Publisher, publisher
 from django_celery_signals.signals import event_lost, event_sent
 from django_celery_signals.wire import ARGUMENT, parse
+from tests.delivering import place_sent
 from tests.drain import Published, run, take
 from tests.parameters import each_database
 from tests.project.celery import disconnect as forget_connections
@@ -1098,3 +1101,75 @@ def test_what_a_receiver_sends_is_delivered(celery_app: Celery, receiving: Recei
     assert (State.SENT, "signal bell") == (row.state, row.summary)
     assert message.headers["id"] == row.options["parent_id"]
     assert [("default", row.pk, row.token)] == references(take(celery_app))
+
+
+# What was not waited for -------------------------------------------------------------------------------------------
+
+
+def ways_to(alias: str) -> list[Reference]:
+    return [
+        Reference(alias=alias, id=row.pk, token=row.token, receiver=row.receiver)
+        for row in deliveries(alias).order_by("pk")
+    ]
+
+
+@each_database("default", "postgres", "mariadb")
+def test_what_the_broker_may_not_have_is_put_back(alias: str) -> None:
+    """All at once, but what a worker has opened meanwhile, or what is another delivery by now."""
+    place_sent(alias, "tests.nobody", "mails", 4)
+    one, opened, another, last = ways_to(alias)
+    deliveries(alias).filter(pk=opened.id).update(state=State.RUNNING, token=opened.token + 1)
+
+    outbox._put_back_all([one, opened, replace(another, token=7), last])
+
+    assert [State.READY, State.RUNNING, State.SENT, State.READY] == states(alias)
+
+
+@each_database("default", "postgres", also=["other"])
+def test_not_in_somebody_elses_transaction(alias: str) -> None:
+    """An error there would break what the project does, and a lock last as long; the probe finds it."""
+    place_sent(alias, "tests.nobody", "mails")
+    place_sent("other", "tests.nobody", "mails")
+
+    with transaction.atomic(using=alias):
+        outbox._put_back_all([*ways_to(alias), *ways_to("other")])
+
+    assert ([State.SENT], [State.READY]) == (states(alias), states("other"))
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_cannot_be_put_back_together(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """When the database fails just then, nothing is raised into another sending."""
+    place_sent("default", "tests.nobody", "mails")
+
+    def fail(self: DeliveryQuerySet, *args: Any) -> int:
+        raise DatabaseError("read-only")
+
+    monkeypatch.setattr(DeliveryQuerySet, "put_back_all", fail)
+
+    outbox._put_back_all(ways_to("default"))
+
+    assert "1 deliveries could not be put back" in caplog.text
+
+
+@pytest.mark.parametrize("queue", ["mails", ""])
+def test_what_no_probe_finds_is_waited_for(celery_app: Celery, monkeypatch: pytest.MonkeyPatch, queue: str) -> None:
+    """Where a route names no queue, a loss would be found out only after a quarter of an hour."""
+    given: list[Any] = []
+    monkeypatch.setattr(outbox, "publish", lambda message, patience, doubt: given.append(doubt))
+    row = SimpleNamespace(
+        **{
+            "pk": 1,
+            "token": 2,
+            "receiver": "shop.notify",
+            "options": {},
+            "event_id": "e",
+            "signal": "s",
+            "summary": "t",
+        },
+        **{"attempts": 0, "queue": queue},
+    )
+
+    outbox.publish_or_leave(outbox.message_of(celery_app, row, "default"), handover_module.Patience())
+
+    assert bool(queue) == (given != [None])

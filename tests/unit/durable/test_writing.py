@@ -76,6 +76,18 @@ def test_many_that_differ(alias: str) -> None:
     assert (rows[2].due_at - rows[0].due_at).total_seconds() == pytest.approx(10, abs=1)
 
 
+@each_database("default", "postgres", "mariadb", transaction=False)
+def test_seconds_of_both_kinds(alias: str) -> None:
+    """A receiver's debounce may be a whole number, another's none, and a third's longer than a database knows."""
+    insert([New(**{**FULL, "due_in": seconds}) for seconds in (5, 0.0, None, 1e12)], alias)
+
+    due = list(deliveries(alias).order_by("pk").values_list("due_at", flat=True))
+
+    assert (due[0] - due[1]).total_seconds() == pytest.approx(5, abs=1)
+    assert due[2] is None
+    assert (due[3] - due[1]).days == pytest.approx(36_500, abs=1)
+
+
 def test_nothing_is_left_out() -> None:
     """Every column that may not be null is given a value."""
     required = {field.column for field in Delivery._meta.concrete_fields if not field.null and not field.primary_key}
