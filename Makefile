@@ -41,7 +41,7 @@ bench: $(VENV)/.installed-example $(VENV)-peers/.installed ## Measure what the l
 lint: $(VENV)/.installed-lint ## Check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy src chaos/*.py $(wildcard typing_tests)
+	$(BIN)/mypy src chaos/*.py benchmarks/*.py $(wildcard typing_tests)
 
 format: $(VENV)/.installed-lint ## Put the code into shape
 	$(BIN)/ruff check --fix .

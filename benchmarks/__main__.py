@@ -19,7 +19,7 @@ from chaos.databases import DATABASES
 from chaos.servers import Server
 
 from .contest import Outcome, play
-from .report import table, write
+from .report import summary, table, write
 from .suite import SUITE
 
 SERVERS: dict[str, type[Server]] = {**DATABASES, **BROKERS}
@@ -52,7 +52,8 @@ def main() -> int:
 
                 outcomes[name] = play(benchmark, ports, folder, tick)
         print(f"\n{benchmark.title}\n\n{table(outcomes[name])}\n", flush=True)
-        write(arguments.results, {name: outcomes[name]}, f"python -m benchmarks {name}")
+        write(arguments.results, {name: outcomes[name]}, f"make bench BENCH={name}")
+    print(summary(arguments.results))
     return 0
 
 

@@ -156,6 +156,6 @@ def _ask(process: subprocess.Popen[str], words: str = "") -> dict[str, float]:
         process.stdin.flush()
     answer = process.stdout.readline()
     if not answer:
-        raise RuntimeError(f"A contender has ended; its log tells why: {process.args}")
+        raise RuntimeError(f"A contender has ended; its log tells why: {process.args!r}")
     found: dict[str, float] = json.loads(answer)
     return found

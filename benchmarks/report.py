@@ -33,6 +33,18 @@ def _shown(value: float, unit: str) -> str:
     return f"{value * 1e6:,.1f} µs" if value < 1e-3 else f"{value * 1e3:,.2f} ms"
 
 
+def summary(folder: Path) -> str:
+    """Return all goals of the results in a folder, as Markdown."""
+    lines = ["| question | ratio | goal | measured | |", "| --- | --- | ---: | ---: | --- |"]
+    for file in sorted(folder.glob("*.json")):
+        found = json.loads(file.read_text())
+        for one in found["goals"]:
+            name, _, bound = one["goal"].rpartition(": ")
+            verdict = "reached" if one["reached"] else "not reached"
+            lines.append(f"| {found['title']} | {name} | {bound} | {one['measured']:.2f} | {verdict} |")
+    return "\n".join(lines)
+
+
 def write(folder: Path, outcomes: Mapping[str, Outcome], command: str) -> None:
     """Write one file of JSON and one of Markdown for all that one command has measured, and a picture of each."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +56,10 @@ def write(folder: Path, outcomes: Mapping[str, Outcome], command: str) -> None:
             "count": benchmark.count,
             "rounds": benchmark.rounds,
             "values": outcome.values,
-            "ratios": {str(goal): outcome.ratio(goal) for goal in benchmark.goals},
+            "goals": [
+                {"goal": str(goal), "measured": (ratio := outcome.ratio(goal)), "reached": goal.holds(ratio)}
+                for goal in benchmark.goals
+            ],
         }
         (folder / f"{name}.json").write_text(json.dumps({**found, **facts}, indent=1) + "\n")
         (folder / f"{name}.svg").write_text(picture(outcome))
