@@ -73,3 +73,5 @@ if GIVEN.get("confirm_publish"):
 # As its documentation says for all of them to be kept, and in their order.
 JAIMINHO_CONFIG = {"PUBLISH_STRATEGY": "keep-order", "DELETE_AFTER_SEND": True}
 CELERY_OUTBOX_APP = "benchmarks.site.ready.app"
+if "transport" in GIVEN:
+    CELERY_BROKER_TRANSPORT_OPTIONS = GIVEN["transport"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import select
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from amqp.exceptions import ChannelError
 from celery import Celery
 from kombu import Connection, Producer
 
@@ -21,14 +23,14 @@ class Doubt:
     """What is to be done about a message that the broker may not have."""
 
     about: Any  # what is known of the message
-    act: Callable[[list[Any]], None]  # given that of all such messages at once
+    act: Callable[[list[Any]], list[Any]]  # given that of all such messages at once; returns those for later
 
 
 class NotReady(Exception):
-    """This message cannot be published without waiting for something; nothing was sent."""
+    """This message cannot be published without waiting for a declaration; nothing was sent."""
 
-    def __init__(self, entity: Any = None) -> None:
-        """Keep what has to be declared first, if it is that."""
+    def __init__(self, entity: Any) -> None:
+        """Keep what has to be declared."""
         super().__init__()
         self.entity = entity
 
@@ -70,15 +72,13 @@ class Unconfirmed:
 class Hasty(Producer):
     """A producer that asks the broker for nothing, for it would have to wait for the answer."""
 
-    is_hasty = True  # what is to be published without a template would be the project's code, which may take its time
-
     def __init__(self, connection: Connection) -> None:
         """Begin with nothing declared."""
         super().__init__(connection, auto_declare=False)
         self._known: set[tuple[type, str]] = set()
 
     def maybe_declare(self, entity: Any, retry: bool = False, **policy: Any) -> bool:
-        """Declare nothing, and refuse what was not declared yet.
+        """Declare nothing, and refuse what is not known to be there.
 
         Raises:
             NotReady: with what is to be declared.
@@ -87,11 +87,25 @@ class Hasty(Producer):
             raise NotReady(entity)
         return False
 
-    def declare_now(self, entity: Any) -> None:
-        """Declare something, and wait for the broker; what may vanish by itself is to be declared each time."""
-        super().maybe_declare(entity)
+    def know(self, entity: Any) -> None:
+        """Note that somebody else has declared something; what may vanish by itself is never known to be there."""
         if entity.can_cache_declaration:
             self._known.add((type(entity), entity.name))
+
+
+def may_go_ahead(connection: Connection) -> bool:
+    """Tell whether messages may go ahead to the broker of an open connection, and a write to it ends in time.
+
+    The system sees to that, but not for greenlets, whose sockets are another library's, nor for TLS, which tries again
+    by itself; and not if the project says otherwise, or wants no confirms.
+    """
+    if connection.transport.driver_name != "py-amqp" or not hasattr(select, "poll"):
+        return False
+    options: dict[str, Any] = connection.transport_options or {}
+    amqp: Any = connection.connection
+    timeout: Any = options.get("write_timeout")
+    is_short = timeout is not None and timeout <= conf.get().PUBLISH_TIMEOUT
+    return is_short and bool(options.get("confirm_publish")) and type(amqp.transport.sock).__module__ == "socket"
 
 
 class Ahead:
@@ -101,39 +115,38 @@ class Ahead:
         """Connect.
 
         Raises:
-            Exception: when the broker is not there, or confirms nothing.
+            Exception: when the broker is not there.
         """
         self._connection = connection_for(app, confirms=False)
         self._connection.transport_options = {**(self._connection.transport_options or {}), "confirm_publish": False}
         self._refused: list[Doubt] = []
         try:
             self.producer = Hasty(self._connection)
-            self._unconfirmed = Unconfirmed(self.producer.channel, lambda known: self._refused.append(known[1]))
+            self._take_over(self.producer.channel)
         except BaseException:
             self.close()
             raise
 
-    def is_bounded(self) -> bool:
-        """Tell whether a write ends in time when the broker reads nothing: if the system sees to it.
-
-        It does not for greenlets, whose sockets are another library's, nor for TLS, which tries again by itself.
-        """
-        options: dict[str, Any] = self._connection.transport_options or {}
-        timeout: Any = options.get("write_timeout")  # the project's own, or ours
+    def _take_over(self, channel: Any) -> None:
+        """Have the client wait for nothing: read only what has come, and leave closed what the broker closes."""
         amqp: Any = self._connection.connection
-        is_short = timeout is not None and timeout <= conf.get().PUBLISH_TIMEOUT
-        return is_short and type(amqp.transport.sock).__module__ == "socket"
+        amqp.client_properties.get("capabilities", {}).pop("connection.blocked", None)  # or it reads before each write
+        self._unconfirmed = Unconfirmed(channel, lambda known: self._refused.append(known[1]))
+        channel.open = _stay_closed
+        self._poll = select.poll()
+        self._poll.register(amqp.transport.sock, select.POLLIN | select.POLLOUT)
 
     def publish(self, publish: Callable[[Any], Any], doubt: Doubt) -> None:
-        """Publish; what is sent fits into the socket's buffer, or is refused in time.
+        """Publish, if there is room for it in the socket's buffer.
 
         Args:
             publish: given a ``kombu.Producer``, sends a message with it.
             doubt: what to do when the broker turns out not to have it, which :meth:`doubts` tells.
 
         Raises:
-            NotReady: when that would have to be waited for; nothing is sent then.
-            PublishTimeout: when the broker has not confirmed one within ``PUBLISH_TIMEOUT``; nothing is sent then.
+            NotReady: when something has to be declared before; nothing is sent then.
+            PublishTimeout: when there is no room, or the broker has not confirmed one within ``PUBLISH_TIMEOUT``;
+                nothing is sent then.
             Exception: of the publication.
         """
         self._listen()
@@ -144,22 +157,34 @@ class Ahead:
         except BaseException:  # the caller knows of it
             self._unconfirmed.open.pop(number, None)
             raise
-        if self._unconfirmed.last < number:  # the task's own apply_async() may have gone another way
-            self._unconfirmed.open.pop(number, None)
 
     def _listen(self) -> None:
-        """Hear what the broker has said, if it has been waited for; each publication reads what one other caused."""
-        if not self._is_silent():
-            return
-        with suppress(TimeoutError):
-            while True:
-                self._connection.drain_events(timeout=0)
-        if self._is_silent():
+        """Hear what the broker has said."""
+        while (events := self._events()) & ~select.POLLOUT:
+            if not self._read():
+                break
+        if not events & select.POLLOUT:
+            raise PublishTimeout("The broker is slow: what it was sent before has not left yet.")
+        oldest = next(iter(self._unconfirmed.open.values()), None)
+        if oldest is not None and time.monotonic() - oldest[0] > conf.get().PUBLISH_TIMEOUT:
             raise PublishTimeout("The broker is silent: it has not confirmed what it was sent a while ago.")
 
-    def _is_silent(self) -> bool:
-        oldest = next(iter(self._unconfirmed.open.values()), None)
-        return oldest is not None and time.monotonic() - oldest[0] > conf.get().PUBLISH_TIMEOUT
+    def _events(self, seconds: float = 0) -> int:
+        return sum(events for _, events in self._poll.poll(seconds * 1000))
+
+    def _read(self) -> bool:
+        """Read what has come; tell whether there was something whole, rather than the beginning of it."""
+        try:
+            self._connection.drain_events(timeout=0.001)
+        except TimeoutError:
+            return False
+        return True
+
+    def settle(self, until: float) -> None:
+        """Wait for what is not confirmed: a process that ends with something unread may take back what it has sent."""
+        with suppress(Exception):
+            while self._unconfirmed.open and time.monotonic() < until:
+                self._read()
 
     def doubts(self, *, broken: bool) -> list[Doubt]:
         """Return what is to be done about messages that the broker has refused; of a broken connection, about all."""
@@ -170,6 +195,10 @@ class Ahead:
         return found
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Let go of the connection without a goodbye, which a silent broker would not answer."""
         with suppress(Exception):  # what is broken may be too broken to be closed
-            self._connection.release()
+            self._connection.collect()
+
+
+def _stay_closed() -> None:
+    raise ChannelError("The broker has closed the channel.")

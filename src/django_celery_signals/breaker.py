@@ -21,8 +21,11 @@ class Breaker:
         self._opened_at = self._open_until = 0.0
         self._cause = ""
 
-    def check(self) -> None:
+    def check(self) -> bool:
         """Let the caller try; of several callers after a pause, only the first may.
+
+        Returns:
+            Whether this is such a trial, on whose outcome others wait.
 
         Raises:
             PublishError: while it is open, naming what opened it.
@@ -36,6 +39,7 @@ class Breaker:
                 )
             if self._pause:
                 self._open_until = now + self._pause
+            return self._pause > 0
 
     def is_open(self) -> bool:
         """Tell whether it refuses now; unlike :meth:`check`, without taking the turn to try."""

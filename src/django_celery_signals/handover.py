@@ -17,7 +17,7 @@ from celery import Celery
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from . import conf
-from .ahead import Doubt, NotReady
+from .ahead import Doubt
 from .broker import is_eager
 from .exceptions import PublishError, PublishTimeout
 from .publisher import publisher
@@ -112,6 +112,8 @@ def publish(message: Message, patience: Patience | None = None, doubt: Doubt | N
         apply(message, task)  # runs the receiver, for as long as that takes
     else:
         with (patience or Patience()).spent() as timeout:
+            if doubt is not None and template_for(app, task, message.options) is None:
+                doubt = None  # Celery publishes, with whatever listens to it, and that may take its time
             send = partial(apply, message, task)
             publisher().publish(app, send, timeout, doubt)
     taken(message)
@@ -127,8 +129,6 @@ def apply(message: Message, task: Any, producer: Any = None, **options: Any) -> 
         options: further ones of ``apply_async``.
     """
     template = template_for(message.app, task, message.options) if producer is not None else None
-    if template is None and getattr(producer, "is_hasty", False):
-        raise NotReady
     if template is None:
         apply_plainly(task, message.body, producer, {**options, **message.options}, message.summary)
     else:
@@ -137,7 +137,7 @@ def apply(message: Message, task: Any, producer: Any = None, **options: Any) -> 
 
 
 def taken(message: Message) -> None:
-    """Count and tell that the broker has a message."""
+    """Count and tell that the broker has a message, or was handed it where its confirm is not waited for."""
     _count("sent")
     tell(event_sent, message.receiver, event_id=message.event_id, signal_name=message.signal_name)
 

@@ -9,10 +9,10 @@ import contextvars
 import logging
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from celery import Celery
@@ -20,7 +20,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from django.db import close_old_connections
 from kombu import Connection
 
-from .ahead import Ahead, Doubt, NotReady
+from .ahead import Ahead, Doubt, NotReady, may_go_ahead
 from .breaker import Breaker
 from .broker import connection_for, may_be_renewed
 from .exceptions import PublishError, PublishTimeout
@@ -29,30 +29,37 @@ logger = logging.getLogger(__name__)
 
 Publish = Callable[[Any], Any]  # given a kombu Producer
 
+MOST_DOUBTS = 10_000  # kept until somebody does something about them; of more, the relay's probe will tell
 MOST_LINES = 10  # of an app; Celery keeps as many connections in its own pool
 
 
 class Line:
     """One thread and its connection to the broker; over another one callers may publish by themselves."""
 
-    def __init__(self, app: Celery) -> None:
-        """Start the thread; it connects when there is something to publish."""
+    def __init__(self, app: Celery, doubts: deque[Doubt] | None = None) -> None:
+        """Start the thread; it connects when there is something to publish.
+
+        Args:
+            app: whose broker it is.
+            doubts: where to say of which messages that were not waited for the broker may not have.
+        """
         self.app = app
         self.left = False  # whether nobody waits for it any more
-        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.doubts: deque[Doubt] = deque() if doubts is None else doubts
+        self._work: queue.SimpleQueue[tuple[Publish, Future[None]] | None] = queue.SimpleQueue()
         self._connection: Connection | None = None
         self._producer: Any = None
-        self._ahead: Ahead | None = None  # taken out by whoever uses it
-        self._has_ahead = False  # or has tried in vain to connect
+        self._ahead: Ahead | None = None
+        self._tried_ahead = False  # whether there is, or can be, no other one
         self._wants_ahead = False
-        self._doubts: list[Doubt] = []
+        self._undeclared: Any = None  # what a message that could not go ahead has to have declared
         threading.Thread(target=self._run, name="django-celery-signals-publisher", daemon=True).start()
 
     def submit(self, publish: Publish) -> Future[None]:
         """Begin one publication and return what will become of it; it sees the caller's context variables."""
         done: Future[None] = Future()
         context = contextvars.copy_context()
-        self._work.put(lambda: self._settle(lambda producer: context.run(publish, producer), done))
+        self._work.put((lambda producer: context.run(publish, producer), done))
         return done
 
     def at_once(self, publish: Publish, doubt: Doubt) -> bool:
@@ -61,14 +68,13 @@ class Line:
         Returns:
             False when it does not, or did not succeed; then the thread has to do it.
         """
-        ahead, self._ahead = self._ahead, None
-        self._wants_ahead = True
+        ahead, self._wants_ahead = self._ahead, True
         if ahead is None:
             return False
         try:
             ahead.publish(publish, doubt)
         except NotReady as error:
-            self._work.put(partial(self._make_ready, ahead, error.entity))
+            self._undeclared = error.entity
             return False
         except BaseException as error:
             self._give_up(ahead)
@@ -76,19 +82,18 @@ class Line:
                 raise
             logger.debug("The connection is given up: %r", error)
             return False
-        self._ahead = ahead
+        self.doubts.extend(ahead.doubts(broken=False))
         return True
 
     def _give_up(self, ahead: Ahead) -> None:
-        """Let the thread close a connection: to say goodbye to a broker that is silent takes its time."""
-        self._doubts += ahead.doubts(broken=True)
-        self._has_ahead = False
-        self._work.put(ahead.close)
+        self._ahead, self._tried_ahead = None, False
+        self.doubts.extend(ahead.doubts(broken=True))
+        ahead.close()
 
-    def doubts(self) -> list[Doubt]:
-        """Return what is to be done about messages that were not waited for, and that the broker may not have."""
-        found, self._doubts = self._doubts, []
-        return found if self._ahead is None else [*found, *self._ahead.doubts(broken=False)]
+    def settle(self, until: float) -> None:
+        """Wait for what went ahead and is not confirmed, but not longer than until some moment."""
+        if self._ahead is not None:
+            self._ahead.settle(until)
 
     def leave(self) -> None:
         """End the thread, once it comes back from what it is doing."""
@@ -97,27 +102,35 @@ class Line:
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None:
-            work()
+            publish, done = work
+            if done.set_running_or_notify_cancel():
+                self._settle(publish, done)
         self._close()
         if self._ahead is not None:
-            self._ahead.close()
+            self._give_up(self._ahead)
 
     def _settle(self, publish: Publish, done: Future[None]) -> None:
-        if not done.set_running_or_notify_cancel():
-            return
         error: BaseException | None = None
         try:
             self._publish(publish)
         except BaseException as raised:  # handed to the caller, whatever it is
             error = raised
             self._close()
-        close_old_connections()  # to databases, of listeners to Celery's signals; no request ends in this thread
+        with suppress(Exception):  # to databases, of listeners to Celery's signals; no request ends in this thread
+            close_old_connections()
         if error is not None:
             done.set_exception(error)
             return
+        self._declared()
         done.set_result(None)
-        if self._wants_ahead and not self._has_ahead:
+        if self._wants_ahead and not self._tried_ahead and not self.left:
             self._get_ahead()
+
+    def _declared(self) -> None:
+        """Note what is known to be there by now, so that the next message to it can go ahead."""
+        entity, self._undeclared = self._undeclared, None
+        if entity is not None and self._ahead is not None:
+            self._ahead.producer.know(entity)
 
     def _publish(self, publish: Publish) -> None:
         """Publish; over a kept connection that turns out to be dead, once more over a new one."""
@@ -138,33 +151,16 @@ class Line:
     def _connect(self) -> None:
         self._connection = connection_for(self.app)
         self._producer = self.app.amqp.Producer(self._connection, auto_declare=False)
+        self._tried_ahead = self._ahead is not None
 
     def _get_ahead(self) -> None:
         """Connect once more, for those who do not wait; the broker has just answered."""
-        self._has_ahead = True
-        connection: Any = self._connection
-        if connection.transport.driver_name != "py-amqp" or not connection.transport_options.get("confirm_publish"):
-            return
+        self._tried_ahead = True
         try:
-            ahead = Ahead(self.app)
+            if self._connection is not None and may_go_ahead(self._connection):
+                self._ahead = Ahead(self.app)
         except Exception as error:
             logger.info("Every message will be waited for, there is no other connection: %r", error)
-            return
-        if ahead.is_bounded():
-            self._ahead = ahead
-        else:
-            ahead.close()
-
-    def _make_ready(self, ahead: Ahead, entity: Any) -> None:
-        """Declare what a message needs, so that the next one can go ahead."""
-        try:
-            if entity is not None:
-                ahead.producer.declare_now(entity)
-        except Exception as error:
-            logger.debug("The connection is given up: %r", error)
-            self._give_up(ahead)
-        else:
-            self._ahead = ahead
 
     def _close(self) -> None:
         connection, self._connection, self._producer = self._connection, None, None
@@ -183,6 +179,7 @@ class Lines:
         self.app = app
         self.breaker = Breaker()  # the app's own: another app may have another broker
         self.idle: list[Line] = []
+        self.doubts: deque[Doubt] = deque(maxlen=MOST_DOUBTS)
         self._closed = False
         self._free = threading.BoundedSemaphore(MOST_LINES)
 
@@ -220,9 +217,22 @@ class Lines:
         except IndexError:
             pass
         try:
-            return Line(self.app)
+            return Line(self.app, self.doubts)
         except RuntimeError as error:
             raise PublishError(f"No thread can be started that would publish: {error}.") from error
+
+    def take_doubts(self) -> list[Doubt]:
+        """Return of which messages the broker may not have, so that the caller does something about them."""
+        found: list[Doubt] = []
+        with suppress(IndexError):
+            while True:
+                found.append(self.doubts.popleft())
+        return found
+
+    def settle(self, until: float) -> None:
+        """Wait for what went ahead and is not confirmed, before the process ends."""
+        for line in self.idle:
+            line.settle(until)
 
     def close(self) -> None:
         """Let go of every connection, also of those that are lent, as soon as they come back."""

@@ -7,6 +7,7 @@ failure a circuit breaker refuses at once for a while, so that a dead broker cos
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import time
@@ -49,11 +50,16 @@ class Publisher:
             PublishError: when the broker refuses it, or refused another one a moment ago.
         """
         lines, began = self.lines(app), time.monotonic()
-        lines.breaker.check()
+        is_trial = lines.breaker.check()
         timeout = conf.get().PUBLISH_TIMEOUT if timeout is None else timeout
-        if doubt is not None and self._at_once(lines, publish, timeout, doubt):
+        try:
+            # A write into a socket's buffer would be no trial.
+            went, error = self._outcome(lines, publish, began, timeout, None if is_trial else doubt)
+        finally:
+            if doubt is not None:
+                _act(lines)
+        if went:
             return
-        error = self._outcome(lines, publish, began, timeout)
         if error is None:
             lines.breaker.succeeded()
             return
@@ -64,23 +70,18 @@ class Publisher:
             lines.breaker.succeeded()  # whatever is wrong with the message, the broker is there
         raise PublishError(f"The broker did not take the message: {cause}") from error
 
-    def _at_once(self, lines: Lines, publish: Publish, timeout: float, doubt: Doubt) -> bool:
-        """Publish without a wait, if that can be done, and do what is to be done about earlier messages."""
-        with lines.line(timeout) as line:
-            is_published = line.at_once(publish, doubt)
-            earlier = line.doubts()
-        if earlier:
-            doubt.act([one.about for one in earlier])
-        return is_published
-
-    def _outcome(self, lines: Lines, publish: Publish, began: float, timeout: float) -> BaseException | None:
-        """Return what the publication raised, if anything."""
+    def _outcome(
+        self, lines: Lines, publish: Publish, began: float, timeout: float, doubt: Doubt | None
+    ) -> tuple[bool, BaseException | None]:
+        """Return whether a message went ahead, and else what its publication raised, if anything."""
         with lines.line(timeout) as line:
             left = began + timeout - time.monotonic()
+            if doubt is not None and line.at_once(publish, doubt):
+                return True, None
             done = line.submit(publish)
-            wait([done], left)
+            wait([done], began + timeout - time.monotonic())
             if done.done():
-                return done.exception()
+                return False, done.exception()
             done.cancel()
             message = f"The broker did not take the message within {round(timeout, 2):g} s."
             if left >= ENOUGH * conf.get().PUBLISH_TIMEOUT:
@@ -95,12 +96,25 @@ class Publisher:
                 lines = self._lines[id(app)] = Lines(app)
             return lines
 
+    def settle(self) -> None:
+        """Wait a moment for what went ahead and is not confirmed."""
+        for lines in self._lines.values():
+            lines.settle(time.monotonic() + conf.get().PUBLISH_TIMEOUT)
+
     def close(self) -> None:
         """Let go of every connection; the next publication opens a new one."""
         with self._lock:
             for lines in self._lines.values():
                 lines.close()
             self._lines.clear()
+
+
+def _act(lines: Lines) -> None:
+    """Do what is to be done about messages that went ahead, and keep what cannot be done now."""
+    doubts = lines.take_doubts()
+    for act in {doubt.act for doubt in doubts}:
+        rest = act([doubt.about for doubt in doubts if doubt.act is act])
+        lines.doubts.extend(Doubt(about, act) for about in rest)
 
 
 _publisher = Publisher()
@@ -114,3 +128,9 @@ def publisher() -> Publisher:
         _inherited.append(_publisher)
         _publisher = Publisher()
     return _publisher
+
+
+@atexit.register
+def _settle() -> None:
+    if _publisher.pid == os.getpid():
+        _publisher.settle()

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from amqp.exceptions import ChannelError
 from celery import Celery
+from kombu import Connection as ConnectionOfKombu
 from kombu import Queue
 
 from django_celery_signals import ahead as module
 from django_celery_signals import conf
-from django_celery_signals.ahead import Ahead, Doubt, Hasty, NotReady
+from django_celery_signals.ahead import Ahead, Doubt, Hasty, NotReady, may_go_ahead
+from django_celery_signals.broker import connection_for
 from django_celery_signals.exceptions import PublishTimeout
 from tests.brokers import Broker
 from tests.parameters import each_broker
@@ -42,19 +48,29 @@ class Channel:
 
 
 class Connection:
-    """Reads what the broker says."""
+    """Reads what the broker says, from a socket that is readable when there is something."""
 
     transport_options: Any = None
 
     def __init__(self) -> None:
         self.channel = Channel()
+        self.ours, self.brokers = socket.socketpair()
+        self.connection = SimpleNamespace(
+            client_properties={"capabilities": {"connection.blocked": True}},
+            transport=SimpleNamespace(sock=self.ours),
+        )
 
-    def release(self) -> None:
+    def collect(self) -> None:
         raise OSError("It is too broken to be closed.")
 
+    def hear(self, *what: Any) -> None:
+        self.channel.heard.append(what)
+        self.brokers.send(b"x")
+
     def drain_events(self, timeout: float) -> None:
+        self.ours.recv(1)
         if not self.channel.heard:
-            raise TimeoutError
+            raise TimeoutError("That is a part of something.")
         self.channel.says(*self.channel.heard.pop(0))
 
 
@@ -69,22 +85,24 @@ class Sending:
     """Publishes texts, and tells of which there are doubts."""
 
     def __init__(self, app: Celery, connection: Connection) -> None:
-        self.channel = connection.channel
+        self.connection, self.channel = connection, connection.channel
         self.ahead = Ahead(app)
 
     def __call__(self, text: str) -> None:
-        self.ahead.publish(lambda producer: producer.channel.basic_publish(text), Doubt(text, lambda texts: None))
+        self.ahead.publish(lambda producer: producer.channel.basic_publish(text), Doubt(text, list))
 
     def doubted(self, *, broken: bool = False) -> list[str]:
         return [doubt.about for doubt in self.ahead.doubts(broken=broken)]
 
 
 @pytest.fixture
-def sending(celery_app: Celery, clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Sending:
+def sending(celery_app: Celery, clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sending]:
     connection = Connection()
     monkeypatch.setattr(module, "connection_for", lambda app, **_: connection)
     monkeypatch.setattr(module, "Hasty", lambda connection: connection)
-    return Sending(celery_app, connection)
+    yield Sending(celery_app, connection)
+    connection.ours.close()
+    connection.brokers.close()
 
 
 def late() -> float:
@@ -148,7 +166,7 @@ def test_a_silent_broker(sending: Sending, clock: SimpleNamespace) -> None:
 def test_a_sender_that_was_away(sending: Sending, clock: SimpleNamespace) -> None:
     """The confirm has long been there, and was only not read."""
     sending("a")
-    sending.channel.heard.append(("basic_ack", 1, False))
+    sending.connection.hear("basic_ack", 1, False)
     clock.now += late()
     sending("b")
 
@@ -165,12 +183,51 @@ def test_a_failure_is_its_callers(sending: Sending) -> None:
     assert ["a"] == sending.doubted(broken=True)
 
 
-def test_a_message_that_goes_another_way(sending: Sending) -> None:
-    """What a task's own apply_async() sends elsewhere has no number here."""
-    sending.ahead.publish(lambda producer: None, Doubt("elsewhere", lambda texts: None))
+def test_a_part_of_what_the_broker_says(sending: Sending, clock: SimpleNamespace) -> None:
+    """What has come in part is not waited for; a broker that never says the rest is silent."""
     sending("a")
+    sending.connection.brokers.send(b"x")
+    sending("b")
 
+    assert ["a", "b"] == sending.channel.sent
+    sending.connection.brokers.send(b"x")
+    clock.now += late()
+    with pytest.raises(PublishTimeout, match="silent"):
+        sending("c")
+
+
+def test_no_room_for_more(sending: Sending) -> None:
+    """What does not fit into the socket's buffer would have to be waited for."""
+    sending("a")
+    sending.connection.ours.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            sending.connection.ours.send(b"x" * 65536)
+
+    with pytest.raises(PublishTimeout, match="slow"):
+        sending("b")
     assert ["a"] == sending.doubted(broken=True)
+
+
+def test_a_channel_that_the_broker_closes(sending: Sending) -> None:
+    """It stays closed: to open it again would have to be waited for."""
+    with pytest.raises(ChannelError):
+        sending.channel.open()
+
+
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_the_end_of_a_process(sending: Sending, clock: SimpleNamespace, confirmed: bool) -> None:
+    """What is not confirmed is waited for, until some moment."""
+    sending("a")
+    if confirmed:
+        sending.connection.hear("basic_ack", 1, False)
+    else:
+        sending.connection.drain_events = lambda timeout: vars(clock).update(now=clock.now + 1)  # type: ignore[assignment]
+
+    sending.ahead.settle(clock.now + 5)
+
+    assert ([] if confirmed else ["a"]) == sending.doubted(broken=True)
+    assert 1000.0 + 5 * (not confirmed) == clock.now
 
 
 def test_other_messages_of_the_channel_count(sending: Sending) -> None:
@@ -200,64 +257,59 @@ def test_what_is_not_declared_is_not_waited_for(broker: Broker, celery_app: Cele
         producer.publish("text", routing_key=broker.queue, declare=[queue])
 
     with pytest.raises(NotReady) as refused:
-        ahead.publish(publish, Doubt(1, print))
+        ahead.publish(publish, Doubt(1, list))
     assert queue is refused.value.entity
     assert 0 == broker.message_count()
 
-    ahead.producer.declare_now(queue)
-    ahead.publish(publish, Doubt(2, print))
+    with broker.connection() as connection:
+        queue.bind(connection.default_channel).declare()
+    ahead.producer.know(queue)
+    ahead.publish(publish, Doubt(2, list))
 
     wait_until(lambda: broker.message_count() == 1, what="the message")
     assert [2] == [doubt.about for doubt in ahead.doubts(broken=True)]
     ahead.close()
 
 
-@each_broker("rabbitmq")
-def test_what_vanishes_is_declared_each_time(broker: Broker, celery_app: Celery) -> None:
-    """A queue that goes with its last worker is never known to be there."""
-    ahead, name = Ahead(celery_app), broker.queue_named("vanishing")
-    producer: Any = ahead.producer
-    queue = Queue(name, auto_delete=True, channel=producer.channel)
+def test_what_vanishes_is_never_known(celery_app: Celery) -> None:
+    """A queue that goes with its last worker has to be declared each time."""
+    producer, queue = Hasty(ConnectionOfKombu("memory://")), Queue("vanishing", auto_delete=True)
 
-    producer.declare_now(queue)
+    producer.know(queue)
 
     with pytest.raises(NotReady):
         producer.maybe_declare(queue)
-    ahead.close()
 
 
 @each_broker("rabbitmq")
 @pytest.mark.parametrize(
-    ("given", "bounded"), [({}, True), ({"write_timeout": None}, False), ({"write_timeout": 60}, False)]
+    "given", [{}, {"write_timeout": None}, {"write_timeout": 60}, {"confirm_publish": False}], ids=str
 )
-def test_who_may_hang(broker: Broker, celery_app: Celery, given: dict[str, Any], bounded: bool) -> None:
-    """Where the project lets a write take longer than PUBLISH_TIMEOUT, or for ever, only a thread is safe."""
+def test_who_may_hang(broker: Broker, celery_app: Celery, given: dict[str, Any]) -> None:
+    """Where the project lets a write take longer than PUBLISH_TIMEOUT, or wants no confirms, only a thread is safe."""
     celery_app.conf.broker_transport_options = given
-    ahead = Ahead(celery_app)
 
-    assert bounded == ahead.is_bounded()
-    ahead.close()
+    with connection_for(celery_app) as connection:
+        assert (not given) == may_go_ahead(connection)
 
 
 @each_broker("rabbitmq")
-def test_other_sockets(broker: Broker, celery_app: Celery) -> None:
-    """TLS tries a write again that the system has ended, and greenlets have their own."""
-    ahead = Ahead(celery_app)
-    transport: Any = ahead._connection.connection.transport
-    plain, transport.sock = transport.sock, ssl.SSLObject.__new__(ssl.SSLObject)
-
-    assert not ahead.is_bounded()
-    transport.sock = plain
-    ahead.close()
+def test_other_sockets(broker: Broker, celery_app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TLS tries a write again that the system has ended, greenlets have their own, and some systems cannot be asked."""
+    with connection_for(celery_app) as connection:
+        transport: Any = connection.connection.transport
+        plain, transport.sock = transport.sock, ssl.SSLObject.__new__(ssl.SSLObject)
+        assert not may_go_ahead(connection)
+        transport.sock = plain
+        assert may_go_ahead(connection)
+        monkeypatch.delattr(module.select, "poll")
+        assert not may_go_ahead(connection)
 
 
 @each_broker("memory")
 def test_a_transport_without_confirms(broker: Broker, celery_app: Celery) -> None:
-    """What cannot be had is an error of whoever wants it."""
+    """Nothing goes ahead there; who tries it all the same is told."""
+    with connection_for(celery_app) as connection:
+        assert not may_go_ahead(connection)
     with pytest.raises(AttributeError):
         Ahead(celery_app)
-
-
-def test_hasty_is_told_apart() -> None:
-    """Whoever is given it sees that nothing may be waited for."""
-    assert Hasty.is_hasty

@@ -17,7 +17,8 @@ from django.test import override_settings
 
 from django_celery_signals import PublishError, PublishTimeout
 from django_celery_signals import handover as module
-from django_celery_signals.handover import counts
+from django_celery_signals.ahead import Doubt
+from django_celery_signals.handover import Message, counts
 from django_celery_signals.publisher import Publisher
 from django_celery_signals.signals import event_lost, event_sent
 from tests.drain import take
@@ -25,6 +26,25 @@ from tests.project.celery import disconnect
 from tests.receiving import Receiving, hearing
 
 closing_time, opening_time = Signal(), Signal()
+
+
+@pytest.mark.parametrize(
+    "options", [{"task_id": "an-id"}, {"task_id": "an-id", "countdown": 5}], ids=["ours", "celerys"]
+)
+def test_what_celery_publishes_is_waited_for(
+    celery_app: Celery, receiving: Receiving, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """Where Celery makes the message itself, others may have a hand in it, who may take their time."""
+    given: list[Any] = []
+    monkeypatch.setattr(Publisher, "publish", lambda self, app, send, timeout, doubt: given.append(doubt))
+    task, doubt = receiving(closing_time), Doubt("it", list)
+    message = Message(
+        app=celery_app, receiver=task.name, event_id="e", signal_name="s", summary="t", body={}, options=options
+    )
+
+    module.publish(message, None, doubt)
+
+    assert [None if "countdown" in options else doubt] == given
 
 
 # Patience -----------------------------------------------------------------------------------------------------------

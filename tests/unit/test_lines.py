@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -16,7 +17,7 @@ from django.db import connection as database
 
 from django_celery_signals import PublishError, PublishTimeout
 from django_celery_signals import lines as module
-from django_celery_signals.ahead import Doubt, NotReady
+from django_celery_signals.ahead import Doubt
 from django_celery_signals.lines import Line, Lines
 from tests.brokers import Broker
 from tests.parameters import each_broker
@@ -52,7 +53,7 @@ def text_for(line: Line, broker: Broker) -> Callable[[Any], Any]:
 
 
 def doubt(name: str) -> Doubt:
-    return Doubt(name, print)
+    return Doubt(name, list)
 
 
 def go_ahead(line: Line, broker: Broker) -> None:
@@ -297,6 +298,13 @@ def test_thread_that_cannot_be_started(lines: Lines, monkeypatch: pytest.MonkeyP
 # Without waiting ---------------------------------------------------------------------------------------------------
 
 
+def told(line: Line) -> list[str]:
+    """Return of which messages there are doubts, once."""
+    found = [one.about for one in line.doubts]
+    line.doubts.clear()
+    return found
+
+
 @each_broker("rabbitmq")
 def test_what_is_not_waited_for_arrives(broker: Broker, line: Line) -> None:
     """Over a connection that is there, RabbitMQ is handed a message in the caller's own thread."""
@@ -305,7 +313,7 @@ def test_what_is_not_waited_for_arrives(broker: Broker, line: Line) -> None:
     assert line.at_once(text_for(line, broker), doubt("another"))
 
     wait_until(lambda: broker.message_count() == before + 1, what="the message")
-    assert [] == line.doubts()
+    assert [] == told(line)
 
 
 @each_broker("rabbitmq")
@@ -315,8 +323,7 @@ def test_a_connection_that_breaks_leaves_doubts(broker: Broker, line: Line) -> N
 
     assert not line.at_once(failing(OSError("gone")), doubt("this one"))
 
-    assert ["ahead"] == [one.about for one in line.doubts()]
-    assert [] == line.doubts()
+    assert ["ahead"] == told(line)
     assert not line.at_once(do_nothing, doubt("this one"))
     go_ahead(line, broker)
 
@@ -329,34 +336,37 @@ def test_a_time_limit_is_the_callers(broker: Broker, line: Line, error: BaseExce
 
     with pytest.raises(type(error)):
         line.at_once(failing(error), doubt("this one"))
+    assert ["ahead"] == told(line)
     assert not line.at_once(do_nothing, doubt("this one"))
 
 
 @each_broker("rabbitmq")
-def test_who_has_to_wait_loses_nothing(broker: Broker, line: Line) -> None:
-    """What would have to be waited for is left to the thread; the connection is as good as ever."""
+def test_a_line_that_is_left_tells_what_is_open(broker: Broker, line: Line) -> None:
+    """Its connections go with it, and with them what nobody has confirmed."""
     go_ahead(line, broker)
+    line.leave()
 
-    assert not line.at_once(failing(NotReady()), doubt("this one"))
-    assert outcome(line.submit(do_nothing)) is None
-
-    assert line.at_once(do_nothing, doubt("this one"))
-    assert [] == line.doubts()
+    wait_until(lambda: "ahead" in [one.about for one in line.doubts], what="the doubt")
 
 
 @each_broker("rabbitmq")
-def test_what_cannot_be_declared(broker: Broker, line: Line) -> None:
-    """A declaration that fails breaks the channel; a new one is made."""
-    go_ahead(line, broker)
+def test_the_end_of_a_process(broker: Broker, celery_app: Celery) -> None:
+    """What went ahead is waited for."""
+    lines = Lines(celery_app)
+    with lines.line(2.0) as line:
+        go_ahead(line, broker)
+    with lines.line(2.0):  # one that has nothing open
+        pass
 
-    assert not line.at_once(failing(NotReady(object())), doubt("this one"))
-    go_ahead(line, broker)
+    lines.settle(time.monotonic() + 5)
+    lines.close()
+    wait_until(lambda: line._ahead is None, what="the end of the line")
+
+    assert [] == lines.take_doubts()
 
 
 @each_broker("rabbitmq")
-@pytest.mark.parametrize(
-    "given", [{"confirm_publish": False}, {"write_timeout": 60.0}], ids=["unconfirmed", "unbounded"]
-)
+@pytest.mark.parametrize("given", [{"confirm_publish": False}, {"write_timeout": 60.0}], ids=str)
 def test_nobody_goes_ahead(broker: Broker, celery_app: Celery, given: dict[str, Any]) -> None:
     """Where a project wants no confirms, or lets a write take long, every message is the thread's."""
     celery_app.conf.broker_transport_options = given
@@ -370,13 +380,17 @@ def test_nobody_goes_ahead(broker: Broker, celery_app: Celery, given: dict[str, 
 
 @each_broker("rabbitmq")
 def test_no_other_connection(broker: Broker, line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the broker has no room for it, every message is the thread's."""
+    """When the broker has no room for it, every message is the thread's, until that connects anew."""
 
     def refuse(app: Celery) -> Any:
         raise OSError("There are too many.")
 
-    monkeypatch.setattr(module, "Ahead", refuse)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "Ahead", refuse)
+        for _ in range(3):
+            assert not line.at_once(do_nothing, doubt("this one"))
+            assert outcome(line.submit(do_nothing)) is None
+    assert not line.at_once(do_nothing, doubt("this one"))
 
-    for _ in range(3):
-        assert not line.at_once(do_nothing, doubt("this one"))
-        assert outcome(line.submit(do_nothing)) is None
+    assert outcome(line.submit(failing(ValueError("This breaks the connection.")))) is not None
+    go_ahead(line, broker)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from django_celery_signals import PublishError, PublishTimeout
 from django_celery_signals import publisher as module
 from django_celery_signals.ahead import Doubt
 from django_celery_signals.breaker import FIRST_PAUSE
+from django_celery_signals.lines import Lines
 from django_celery_signals.publisher import Publisher, publisher
 from tests.brokers import Broker
 from tests.parameters import each_broker
@@ -309,23 +311,47 @@ def test_a_forked_process_has_its_own(celery_app: Celery, monkeypatch: pytest.Mo
 # Without waiting ---------------------------------------------------------------------------------------------------
 
 
+def go_ahead(own: Publisher, app: Celery, act: Callable[[list[Any]], list[Any]]) -> None:
+    """Publish until there is a connection for those who do not wait."""
+
+    def went() -> bool:
+        own.publish(app, do_nothing, 2.0, Doubt("this one", act))
+        return own.lines(app).idle[-1]._ahead is not None
+
+    wait_until(went, what="a connection for those who do not wait")
+
+
 @each_broker("rabbitmq")
 def test_doubts_are_the_next_callers(broker: Broker, celery_app: Celery, own: Publisher) -> None:
     """What is known of earlier messages is told to the next caller who does not wait himself, all at once."""
     found: list[list[str]] = []
 
-    def went_ahead() -> bool:
-        own.publish(celery_app, do_nothing, 2.0, Doubt("this one", found.append))
-        return own.lines(celery_app).idle[-1]._ahead is not None
+    def act(abouts: list[str]) -> list[str]:
+        found.append(abouts)
+        return ["b"]  # which cannot be done now
 
-    wait_until(went_ahead, what="a connection for those who do not wait")
-    line = own.lines(celery_app).idle[-1]
-    line._doubts += [Doubt("a", print), Doubt("b", print)]
+    go_ahead(own, celery_app, act)
+    own.lines(celery_app).doubts.extend([Doubt("a", act), Doubt("b", act)])
 
     own.publish(celery_app, do_nothing)
     assert [] == found
-    own.publish(celery_app, do_nothing, 2.0, Doubt("this one", found.append))
-    assert [["a", "b"]] == found
+    own.publish(celery_app, do_nothing, 2.0, Doubt("this one", act))
+    own.publish(celery_app, do_nothing, 2.0, Doubt("this one", act))
+    assert [["a", "b"], ["b"]] == found
+
+
+@each_broker("rabbitmq")
+def test_a_trial_is_waited_for(broker: Broker, celery_app: Celery, own: Publisher) -> None:
+    """A write into a buffer proves nothing: after an outage somebody waits, and then all may go on."""
+    go_ahead(own, celery_app, list)
+    breaker, threads = own.lines(celery_app).breaker, []
+    breaker._pause = 30.0  # which is over
+
+    for _ in range(2):
+        own.publish(celery_app, lambda _: threads.append(threading.current_thread()), 2.0, Doubt("it", list))
+
+    assert [False, True] == [thread is threading.current_thread() for thread in threads]
+    assert 0 == breaker._pause
 
 
 @each_broker("memory")
@@ -334,6 +360,19 @@ def test_elsewhere_it_is_waited_for(broker: Broker, celery_app: Celery, own: Pub
     threads: list[str] = []
 
     for _ in range(2):
-        own.publish(celery_app, lambda _: threads.append(threading.current_thread().name), 2.0, Doubt("it", print))
+        own.publish(celery_app, lambda _: threads.append(threading.current_thread().name), 2.0, Doubt("it", list))
 
     assert ["django-celery-signals-publisher"] * 2 == threads
+
+
+@pytest.mark.parametrize("forked", [False, True])
+def test_the_end_of_a_process(celery_app: Celery, monkeypatch: pytest.MonkeyPatch, forked: bool) -> None:
+    """What went ahead is waited for, but not by a child for its parent."""
+    publisher().lines(celery_app)
+    waited: list[float] = []
+    monkeypatch.setattr(Lines, "settle", lambda self, until: waited.append(until))
+    monkeypatch.setattr(publisher(), "pid", -1 if forked else os.getpid())
+
+    module._settle()
+
+    assert forked == (waited == [])

@@ -15,7 +15,6 @@ from kombu import Connection, Exchange, Producer, Queue
 from kombu.exceptions import OperationalError
 
 from django_celery_signals import ReceiverTask
-from django_celery_signals.ahead import NotReady
 from django_celery_signals.handover import Message, apply
 from django_celery_signals.template import apply_plainly, template_for
 from tests.making import Tasks
@@ -198,18 +197,6 @@ def test_a_broker_that_says_goodbye(
 
     with pytest.raises(OperationalError, match="shuts down"):
         apply(message(celery_app, task, **DURABLE), task, producer)
-
-
-def test_who_cannot_wait_needs_a_template(celery_app: Celery, make: Callable[..., Any]) -> None:
-    """What Celery would have to publish, with whatever listens to it, is not for those who cannot wait."""
-    task, producer = make(), Recording()
-    producer.is_hasty = True  # type: ignore[attr-defined]
-
-    apply(message(celery_app, task, **DURABLE), task, producer)
-    with pytest.raises(NotReady):
-        apply(message(celery_app, task, countdown=5), task, producer)
-
-    assert len(producer.channel.sent) == 1
 
 
 def test_an_error_is_celerys(celery_app: Celery, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

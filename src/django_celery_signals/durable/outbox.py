@@ -155,16 +155,21 @@ def _put_back(reference: Reference) -> None:
         logger.warning("Delivery %s could not be put back, and will be late: %s", reference.id, failure)
 
 
-def _put_back_all(references: Sequence[Reference]) -> None:
-    """Put back what the broker may not have, some time after the sending; what cannot be now, the probe finds."""
+def _put_back_all(references: Sequence[Reference]) -> list[Reference]:
+    """Put back what the broker may not have, some time after the sending; what fails, the relay's probe finds.
+
+    Returns:
+        Those that are to be put back later, for somebody else's transaction is open.
+    """
     for alias in {reference.alias for reference in references}:
-        if connections[alias].in_atomic_block:  # somebody else's
-            continue
         mine = [reference for reference in references if reference.alias == alias]
+        if connections[alias].in_atomic_block:
+            continue
         try:
             deliveries(alias).put_back_all([one.id for one in mine], [one.token for one in mine])
         except Error as failure:
             logger.warning("%d deliveries could not be put back, and may be late: %s", len(mine), failure)
+    return [reference for reference in references if connections[reference.alias].in_atomic_block]
 
 
 def publish_next(app: Celery, using: str, lane: str) -> None:

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from celery import Celery
-from celery.app.routes import MapRoute
+from celery.app.routes import MapRoute, Router
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,8 @@ def are_fixed(app: Celery) -> bool:
 
 @lru_cache
 def _are_fixed(router: Any) -> bool:
-    return all(type(route) is MapRoute for route in getattr(router, "routes", [router]))
+    kind = type(router)
+    return kind is Router and all(type(route) is MapRoute for route in router.routes)
 
 
 def _queue_of(app: Celery, task: Any, receiver: str, options: dict[str, Any]) -> str | None:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
-from django.db import Error, connections
+from django.db import Error, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .clock import LONGEST, from_now
@@ -60,7 +60,7 @@ def insert(rows: Sequence[New], using: str) -> None:
     alone = len(rows) == 1
     sql, values = _in_lists(rows, connection, texts) if texts.many and not alone else _in_rows(rows, connection, texts)
     try:
-        with connection.cursor() as cursor:
+        with transaction.mark_for_rollback_on_error(using), connection.cursor() as cursor:
             cursor.execute(sql, values)
             if alone:
                 rows[0].pk = int(cursor.fetchone()[0] if texts.returns else cursor.lastrowid)

@@ -1132,9 +1132,10 @@ def test_not_in_somebody_elses_transaction(alias: str) -> None:
     place_sent("other", "tests.nobody", "mails")
 
     with transaction.atomic(using=alias):
-        outbox._put_back_all([*ways_to(alias), *ways_to("other")])
+        later = outbox._put_back_all([*ways_to(alias), *ways_to("other")])
 
     assert ([State.SENT], [State.READY]) == (states(alias), states("other"))
+    assert ways_to(alias) == later
 
 
 @pytest.mark.django_db(transaction=True)
