@@ -1,8 +1,9 @@
 """Hand messages to the broker in bounded time, whatever the broker does.
 
-Daemon threads publish; the caller waits for one, but never longer than it said. Some transports wait for minutes on a
-peer that accepts and never answers, and no option of theirs bounds the whole; leaving the thread behind does. After a
-failure a circuit breaker refuses at once for a while, so that a dead broker costs the next requests little.
+Daemon threads publish; the caller waits for one, but never longer than it said, or for none where it need not know how
+it ends. Some transports wait for minutes on a peer that accepts and never answers, and no option of theirs bounds the
+whole; leaving the thread behind does. After a failure a circuit breaker refuses at once for a while, so that a dead
+broker costs the next requests little.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ ENOUGH = 0.9
 
 
 class Publisher:
-    """Publishes in the order of the calls of a thread, each in bounded time."""
+    """Publishes what is waited for in the order of the calls of a thread, each in bounded time."""
 
     def __init__(self) -> None:
         """Begin without a line."""

@@ -10,7 +10,8 @@ from typing import Any
 
 from django.dispatch import Signal
 
-#: A message was taken by the broker. Arguments: ``event_id``, ``signal_name``.
+#: A message was taken by the broker, or handed to it where its confirm is not waited for. Arguments: ``event_id``,
+#: ``signal_name``.
 event_sent = Signal()
 #: An event will not arrive. Arguments: ``event_id``, ``signal_name``, ``summary``, ``error`` (the exception).
 event_lost = Signal()
