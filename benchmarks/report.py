@@ -68,7 +68,7 @@ def write(folder: Path, outcomes: Mapping[str, Outcome], command: str) -> None:
         (folder / f"{name}.md").write_text("\n\n".join(parts) + "\n")
 
 
-WIDTH, BAR, LABEL = 720, 22, 300  # pixels
+WIDTH, BAR, LABEL = 720, 22, 320  # pixels
 
 
 def picture(outcome: Outcome) -> str:
@@ -81,9 +81,9 @@ def picture(outcome: Outcome) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
         f'role="img" aria-label="{outcome.benchmark.title}">\n'
-        "<style>text{font:12px sans-serif;fill:#222}rect{fill:#4477aa}line{stroke:#222}"
+        "<style>text{font:12px sans-serif;fill:#222}.title{font-weight:bold}rect{fill:#4477aa}line{stroke:#222}"
         "@media(prefers-color-scheme:dark){text{fill:#ddd}rect{fill:#77aadd}line{stroke:#ddd}}</style>\n"
-        f'<text x="8" y="18" font-weight="bold">{outcome.benchmark.title}</text>\n' + "\n".join(parts) + "\n</svg>\n"
+        f'<text x="8" y="18" class="title">{outcome.benchmark.title}</text>\n' + "\n".join(parts) + "\n</svg>\n"
     )
 
 

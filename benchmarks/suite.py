@@ -180,7 +180,7 @@ SUITE: dict[str, Benchmark] = {
             name="django-celery-outbox", place=f"{_HERE}relaying:outbox", system="outbox", peer=True, site=_CONFIRMED
         ),
         Contender(
-            name="django-celery-outbox, 1000 rows at a time",
+            name="django-celery-outbox, 1,000 each",
             place=f"{_HERE}relaying:outbox_at_its_best",
             system="outbox",
             peer=True,

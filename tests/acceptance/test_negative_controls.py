@@ -15,6 +15,7 @@ from django.dispatch import Signal
 
 from django_celery_signals import connect, disconnect
 from django_celery_signals import task as task_module
+from django_celery_signals.durable import deliveries as relays
 from django_celery_signals.durable import texts, working
 from django_celery_signals.durable.clock import In
 from django_celery_signals.durable.deliveries import DeliveryQuerySet, State, deliveries
@@ -255,6 +256,13 @@ def without_fence(patch: pytest.MonkeyPatch) -> None:
 def without_fence_of_claims(patch: pytest.MonkeyPatch) -> None:
     """Every relay may mark every delivery."""
     _without_condition(patch, "claim")
+    fenced = texts.texts_for
+
+    def texts_for(using: str) -> texts.Texts:
+        found = fenced(using)
+        return replace(found, mark=found.mark.replace("claim = %s", "%s > 0"))
+
+    patch.setattr(relays, "texts_for", texts_for)
 
 
 def _without_condition(patch: pytest.MonkeyPatch, name: str) -> None:
