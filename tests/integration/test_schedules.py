@@ -204,7 +204,7 @@ class World:
         """Return those of the late hooks that are the next of their commits."""
         return [late for late in self.late if next(filter(late.is_of, self.late)) is late]
 
-    def take(self, message: Message, patience: Any = None) -> None:
+    def take(self, message: Message, patience: Any = None, doubt: Any = None) -> None:
         """Be the broker."""
         if self.mode == "refused":
             raise PublishError("The broker is away.")

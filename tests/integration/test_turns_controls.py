@@ -17,6 +17,7 @@ from django_celery_signals.durable.clock import In
 from django_celery_signals.durable.deliveries import deliveries
 from django_celery_signals.durable.hold import Held
 from django_celery_signals.durable.rows import State
+from django_celery_signals.durable.texts import GIVEN
 from django_celery_signals.durable.turns import TurnQuerySet
 from tests.brokers import Broker
 from tests.elsewhere import elsewhere
@@ -158,12 +159,17 @@ def with_upsert(patch: pytest.MonkeyPatch) -> None:
     """A sending of a key that has a delivery already changes that one."""
 
     def insert(rows: Any, using: str) -> None:
-        [row] = rows
-        row.slot = row.lane
+        [new] = rows
+        row = deliveries(using).model(
+            **{name: getattr(new, name) for name in GIVEN},
+            slot=new.lane,
+            due_at=None if new.due_in is None else In(new.due_in),
+            created_at=In(0),
+        )
         target = {} if connections[using].vendor == "mysql" else {"unique_fields": ["slot"]}
         changed = ["payload", "event_id"]
         deliveries(using).bulk_create([row], update_conflicts=True, update_fields=changed, **target)
-        row.pk = deliveries(using).values_list("pk", flat=True).get(slot=row.lane)
+        new.pk = deliveries(using).values_list("pk", flat=True).get(slot=new.lane)
 
     def take_turn(self: Any, pk: int, lane: str) -> bool:
         return self.filter(pk=pk, state=State.READY).update(state=State.SENT, sent_at=In(0), sends=1, due_at=None) > 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import attrgetter
@@ -60,7 +61,9 @@ def insert(rows: Sequence[New], using: str) -> None:
     alone = len(rows) == 1
     sql, values = _in_lists(rows, connection, texts) if texts.many and not alone else _in_rows(rows, connection, texts)
     try:
-        with transaction.mark_for_rollback_on_error(using), connection.cursor() as cursor:
+        # Of many the batch tries again in the end, and raises then, if the error is swallowed now.
+        marked = transaction.mark_for_rollback_on_error(using) if alone else nullcontext()
+        with marked, connection.cursor() as cursor:
             cursor.execute(sql, values)
             if alone:
                 rows[0].pk = int(cursor.fetchone()[0] if texts.returns else cursor.lastrowid)
