@@ -169,8 +169,8 @@ class Ahead:
         if oldest is not None and time.monotonic() - oldest[0] > conf.get().PUBLISH_TIMEOUT:
             raise PublishTimeout("The broker is silent: it has not confirmed what it was sent a while ago.")
 
-    def _events(self, seconds: float = 0) -> int:
-        return sum(events for _, events in self._poll.poll(seconds * 1000))
+    def _events(self) -> int:
+        return sum(events for _, events in self._poll.poll(0))
 
     def _read(self) -> bool:
         """Read what has come; tell whether there was something whole, rather than the beginning of it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -352,7 +351,6 @@ def test_within_a_running_task(celery_app: Celery, make: Callable[..., Any]) -> 
     assert found[1] is not None
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
 def test_after_a_fork(celery_app: Celery, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """A child process has a name of its own, which a message tells as its origin."""
     task = make()

@@ -22,7 +22,12 @@ def from_now(connection: BaseDatabaseWrapper, seconds: float) -> Moment:
 
     Local time has an hour twice, every autumn.
     """
-    return _CLOCKS[connection.vendor](max(-LONGEST, min(LONGEST, float(seconds))))
+    return _CLOCKS[connection.vendor](bounded(seconds))
+
+
+def bounded(seconds: float) -> float:
+    """Return a distance as a float, and no longer than databases, and Python, know times."""
+    return max(-LONGEST, min(LONGEST, float(seconds)))
 
 
 def _on_postgresql(seconds: float) -> Moment:

@@ -110,9 +110,7 @@ class DeliveryQuerySet(WorkQuerySet):
 
     def put_back(self, pk: int, token: int) -> int:
         """Leave to the relay what its sender could not publish."""
-        return self.filter(pk=pk, token=token, state=State.SENT).update(
-            state=State.READY, due_at=In(0), sent_at=None, sends=0
-        )
+        return self.put_back_all([pk], [token])
 
     def put_back_all(self, ids: Sequence[int], tokens: Sequence[int]) -> int:
         """Do so with several, some of which may be under way by now; nobody guesses a token, so pairs need no check."""

@@ -17,7 +17,7 @@ from typing import Any
 from django.db import Error, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from .clock import LONGEST, from_now
+from .clock import bounded, from_now
 from .texts import GIVEN, Texts, texts_for
 
 
@@ -84,13 +84,9 @@ def _in_rows(rows: Sequence[New], connection: BaseDatabaseWrapper, texts: Texts)
 def _in_lists(rows: Sequence[New], connection: BaseDatabaseWrapper, texts: Texts) -> tuple[str, list[Any]]:
     """Say it by a list for each column, which PostgreSQL reads several times as fast as a row for each delivery."""
     now, _ = from_now(connection, 0)
-    columns = zip(*((*_values(row), _bounded(row.due_in)) for row in rows), strict=True)
+    due = (None if row.due_in is None else bounded(row.due_in) for row in rows)  # floats: of two kinds no list is made
+    columns = zip(*((*_values(row), seconds) for row, seconds in zip(rows, due, strict=True)), strict=True)
     return _filled(texts.many, now=now), [list(column) for column in columns]
-
-
-def _bounded(seconds: float | None) -> float | None:
-    """Return a float: a list of both kinds of numbers has no type in PostgreSQL."""
-    return None if seconds is None else min(LONGEST, float(seconds))
 
 
 def _placed(row: New, connection: BaseDatabaseWrapper, text: str) -> tuple[str, tuple[Any, ...]]:
