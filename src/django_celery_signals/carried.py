@@ -10,7 +10,7 @@ from celery.exceptions import Ignore, Reject, Retry
 from .envelope import Envelope
 from .event import Event
 from .exceptions import DecodeError, ReceiverFailed, RetryAfter
-from .signals import receiver_discarded, receiver_failed, tell
+from .signals import receiver_discarded, receiver_failed, receiver_succeeded, tell
 from .wire import unseal
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,10 @@ class Carried:
     def complete(self) -> None:
         """Note nowhere that the receiver succeeded."""
 
+    def succeeded(self, event: Event, runtime: float) -> None:
+        """Tell that the receiver succeeded."""
+        succeeded(self.task, event, runtime)
+
     def discard(self, event: Event, reason: str) -> Exception:
         """Drop the event on purpose."""
         return discarded(self.task, event, reason)
@@ -90,6 +94,11 @@ class Carried:
         except Exception as last:
             return failed(self.task, event, last)
         return failed(self.task, event, retry, will_retry=True)
+
+
+def succeeded(task: Any, event: Event, runtime: float) -> None:
+    """Tell that a receiver succeeded, and how many seconds it took."""
+    tell(receiver_succeeded, task.name, event=event, runtime=runtime)
 
 
 def discarded(task: Any, event: Event, reason: str) -> Ignore:

@@ -20,8 +20,8 @@ from django.utils import timezone, translation
 
 from . import names, policy
 from .carried import Carried
+from .durable import reference
 from .durable.hold import Held, opened
-from .durable.reference import read
 from .envelope import Envelope, Reader
 from .event import Event, check_depth, running
 from .exceptions import (
@@ -35,7 +35,7 @@ from .exceptions import (
     UnknownVersion,
 )
 from .parameters import parameters
-from .signals import receiver_started, receiver_succeeded, tell
+from .signals import receiver_started, tell
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +55,20 @@ def execute(task: Any, carried: Any) -> None:
     if hold is None:
         return
     with hold:
-        envelope = _envelope(hold)
-        with running(envelope.event), _context_of(envelope):
-            kwargs, event = _arguments(task, envelope, hold)
-            with running(event):
-                _run(task, event, kwargs, hold)
+        run(task, hold)
+
+
+def run(task: Any, hold: Hold) -> None:
+    """Run a receiver for an event that this process holds.
+
+    Raises:
+        Exception: what Celery is told when it did not succeed; all is noted then.
+    """
+    envelope = read(hold)
+    with running(envelope.event), _context_of(envelope):
+        kwargs, event = arguments(task, envelope, hold)
+        with running(event):
+            _run(task, event, kwargs, hold)
 
 
 def call(task: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -95,10 +104,10 @@ def _open(task: Any, carried: Any) -> Hold | None:
     """Take over what a message carries; None for a copy of a message that has been taken over already."""
     if not isinstance(carried, Mapping):
         return Carried(task, carried)
-    return opened(task, read(carried, (task.name, *(task.former_names or ()))))
+    return opened(task, reference.read(carried, (task.name, *(task.former_names or ()))))
 
 
-def _envelope(hold: Hold) -> Envelope:
+def read(hold: Hold) -> Envelope:
     """Read the envelope; settle it here when that cannot be done, or when it is the last of an endless chain."""
     try:
         envelope = hold.envelope()
@@ -145,7 +154,7 @@ def _offset(name: str) -> tzinfo | None:
 # Read ------------------------------------------------------------------------------------------------------------
 
 
-def _arguments(task: Any, envelope: Envelope, hold: Hold) -> tuple[dict[str, Any], Event]:
+def arguments(task: Any, envelope: Envelope, hold: Hold) -> tuple[dict[str, Any], Event]:
     """Read what the receiver asks for, fetching its instances; settle it here when a row is gone or cannot be had."""
     reader = Reader(envelope)
     try:
@@ -201,7 +210,7 @@ def _run(task: Any, event: Event, kwargs: dict[str, Any], hold: Hold) -> None:
     except Exception as error:
         outcome = _outcome(task, event, error, hold)
     else:
-        tell(receiver_succeeded, task.name, event=event, runtime=time.monotonic() - started)
+        hold.succeeded(event, time.monotonic() - started)
         return
     raise outcome
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -15,7 +14,7 @@ from django.db import Error, connections, transaction
 from django.db.models import F
 
 from .. import conf, policy
-from ..carried import discarded, failed
+from ..carried import discarded, failed, succeeded
 from ..envelope import Envelope
 from ..event import Event
 from ..exceptions import LeaseLost, ReceiverFailed, RetryAfter
@@ -25,7 +24,7 @@ from .deliveries import DeliveryQuerySet, deliveries
 from .failing import give_up
 from .failure import described
 from .folding import fold_in
-from .lease import PAUSE, Lease, keeper
+from .lease import PAUSE, Lease, keeper, surely
 from .outbox import publish_next
 from .reference import Reference
 from .rows import State
@@ -33,7 +32,6 @@ from .trouble import is_transient
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 3600.0  # seconds for which a worker waits for a database that is away, to note how a run has ended
 UNRENEWED = 3600.0  # seconds: the lease where it cannot be renewed, and the task has no time limit
 
 
@@ -166,6 +164,10 @@ class Held:
         self.lease.ending = True
         return deliveries(self.lease.using).complete(self.lease.pk, self.lease.token)
 
+    def succeeded(self, event: Event, runtime: float) -> None:
+        """Tell that the receiver succeeded."""
+        succeeded(self.task, event, runtime)
+
     def discard(self, event: Event, reason: str) -> Exception:
         """Drop the event on purpose."""
         if self._surely(lambda: self._row().erase()):
@@ -276,15 +278,4 @@ class Held:
         return self._surely(lambda: self._row().update(**changes))
 
     def _surely(self, statement: Callable[[], int], *, patience: float | None = None) -> bool:
-        """Run a statement until the database answers, past the lease, too: who cannot ask it either ends no run."""
-        connection = connections[self.lease.using]
-        until = time.monotonic() + (PATIENCE if patience is None else patience)
-        while True:
-            try:
-                return bool(statement())
-            except Error as error:
-                if connection.in_atomic_block or not is_transient(error) or time.monotonic() > until:
-                    logger.exception("How %s ended could not be noted; the lease will end.", self.known.receiver)
-                    return False
-            connection.close()
-            time.sleep(PAUSE)
+        return bool(surely(self.lease.using, self.known.receiver, statement, patience=patience))

@@ -15,10 +15,37 @@ from django.db import Error, connections
 from .clock import In
 from .deliveries import DeliveryQuerySet, deliveries
 from .rows import State
+from .trouble import is_transient
 
 logger = logging.getLogger(__name__)
 
-PAUSE = 1.0  # seconds between two tries to renew while the database is away
+PAUSE = 1.0  # seconds between two tries while the database is away
+PATIENCE = 3600.0  # seconds for which a worker waits for a database that is away, to note how a run has ended
+
+
+def surely(using: str, receiver: str, statement: Callable[[], int], *, patience: float | None = None) -> int:
+    """Run a statement until the database answers, past the lease, too: who cannot ask it either ends no run.
+
+    Args:
+        using: alias of the database.
+        receiver: name of the task of which it notes how it ended, for the log.
+        statement: returns how many deliveries it changed; behind the fence, so it may run again.
+        patience: seconds to wait for the database, ``PATIENCE`` unless told.
+
+    Returns:
+        What the statement returned; 0 when there was no answer.
+    """
+    connection = connections[using]
+    until = time.monotonic() + (PATIENCE if patience is None else patience)
+    while True:
+        try:
+            return statement()
+        except Error as error:
+            if connection.in_atomic_block or not is_transient(error) or time.monotonic() > until:
+                logger.exception("How %s ended could not be noted; the lease will end.", receiver)
+                return 0
+        connection.close()
+        time.sleep(PAUSE)
 
 
 @dataclass(slots=True, kw_only=True)

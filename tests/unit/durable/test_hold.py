@@ -18,7 +18,7 @@ from django.test.utils import CaptureQueriesContext
 from psycopg import IsolationLevel
 
 from django_celery_signals import Discard, Event, Fail, RetryAfter, conf, current_event, policy
-from django_celery_signals.durable import hold
+from django_celery_signals.durable import hold, lease
 from django_celery_signals.durable.clock import In
 from django_celery_signals.durable.deliveries import DeliveryQuerySet, State, deliveries
 from django_celery_signals.exceptions import DecodeError, LeaseLost, ReceiverFailed, UnknownVersion
@@ -54,6 +54,7 @@ def receive(receiving: Receiving) -> Any:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jitter is chance; here every pause has its full length, and waiting for a database is short."""
     monkeypatch.setattr(policy.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(lease, "PAUSE", 0.01)
     monkeypatch.setattr(hold, "PAUSE", 0.01)
 
 
@@ -1180,7 +1181,7 @@ def test_worker_that_is_stopped_without_a_database(
         if len(sleeps) == 10:
             outage.close()
 
-    monkeypatch.setattr(hold, "time", SimpleNamespace(monotonic=Clock(), sleep=sleep))
+    monkeypatch.setattr(lease, "time", SimpleNamespace(monotonic=Clock(), sleep=sleep))
 
     def act() -> None:
         outage.enter_context(away(alias))
@@ -1232,7 +1233,7 @@ def test_database_that_is_away_at_the_end(
     """A worker waits for its database to note how a run has ended, however it did: an outage is no crash."""
     error, outcome, left = ENDINGS[ending]
     naps = iter([lambda: None, lambda: None, outage.close])
-    monkeypatch.setattr(hold, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: next(naps)()))
+    monkeypatch.setattr(lease, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: next(naps)()))
     runs: list[str] = []
 
     def act() -> None:
@@ -1263,8 +1264,8 @@ def test_database_that_stays_away(
     """After an hour the worker leaves it to the end of the lease, aloud, and tells nobody that it is done."""
     error = ENDINGS[ending][0]
     naps: list[float] = []
-    monkeypatch.setattr(hold, "time", SimpleNamespace(monotonic=Clock(), sleep=naps.append))
-    monkeypatch.setattr(hold, "PATIENCE", 0.03)
+    monkeypatch.setattr(lease, "time", SimpleNamespace(monotonic=Clock(), sleep=naps.append))
+    monkeypatch.setattr(lease, "PATIENCE", 0.03)
 
     def act() -> None:
         outage.enter_context(away(alias))
@@ -1628,7 +1629,7 @@ def test_eager_trouble(
 
     receive(act)
     eager.conf.task_eager_propagates = False
-    monkeypatch.setattr(hold, "time", SimpleNamespace(monotonic=time.monotonic))
+    monkeypatch.setattr(lease, "time", SimpleNamespace(monotonic=time.monotonic))
 
     with django_capture_on_commit_callbacks(using=alias, execute=True):
         bell.send(sender=None, using=alias)
