@@ -34,13 +34,14 @@ from . import conf, names
 from .blocks import is_muted
 from .broker import is_fallback, project_app
 from .codec.instances import as_instance
+from .contradictions import check_turns
 from .dispatch import AUDIT, dispatch
 from .durable.saving import mind_the_gap
 from .envelope import Sending, write
 from .exceptions import ConnectError
 from .filters import lets_through
 from .keys import lane_of, takes_turns
-from .options import SendingOptions, check_turns, merged
+from .options import SendingOptions, merged
 from .signals import LIFECYCLE
 
 SNAPSHOT_SIGNALS = (pre_save, pre_delete, post_delete)  # when they arrive the row is not there, not yet or no more

@@ -32,7 +32,7 @@ class Declared:
     spec: Any  # of that module; another one when it is loaded again
     body: Body
     base: type
-    ordered: bool
+    options: Mapping[str, Any]  # of running
     task: Any
 
 
@@ -85,7 +85,7 @@ def make_task(function: Any, given: dict[str, Any]) -> Any:
         spec=_spec_of(function),
         body=(function, bool(given.get("bind"))),
         base=named["base"],
-        ordered=bool(given.get("ordered", named["base"].ordered)),
+        options={name: given[name] for name in RUNNING_NAMES if name in given},
         task=shared_task(**named)(function),
     )
     _by_name[made.name] = _by_place[place] = _by_task[id(made.task)] = made
@@ -179,9 +179,10 @@ def name_of(task: Any) -> str:
     return str(task.name)
 
 
-def is_ordered(name: str, cls: type) -> bool:
-    """Tell whether a task takes the events of a key in order, given its class where it was not made here."""
-    return _by_name[name].ordered if name in _by_name else bool(getattr(cls, "ordered", False))
+def running_option(name: str, cls: type, option: str) -> Any:
+    """Return a running option of a task, given its class, on which it is declared where the task was not made here."""
+    declared = _by_name[name].options if name in _by_name else {}
+    return declared[option] if option in declared else getattr(cls, option, None)
 
 
 def body_and_class(task: Any, name: str) -> tuple[Body | None, type]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from types import FunctionType
@@ -232,10 +232,10 @@ def _zone_name(zone: tzinfo) -> str:
 class Reader:
     """Turns the values of an envelope back, one by one, so that only what a receiver asks for is fetched."""
 
-    def __init__(self, envelope: Envelope) -> None:
-        """Read from an envelope; equal references give the same object."""
+    def __init__(self, envelope: Envelope, instance: Callable[[Any, Decoder], Model] = instance_from) -> None:
+        """Read from an envelope; equal references give the same object, which ``instance`` makes."""
         self.envelope = envelope
-        self._decoder = Decoder(envelope.objects, instance_from)
+        self._decoder = Decoder(envelope.objects, instance)
 
     def value(self, node: Any) -> Any:
         """Return the value of some of the envelope's JSON.

@@ -6,7 +6,7 @@ import inspect
 import logging
 import time
 import zoneinfo
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import datetime, tzinfo
@@ -16,12 +16,16 @@ from typing import Any
 from asgiref.sync import async_to_sync
 from celery._state import _task_stack  # type: ignore[attr-defined]
 from django.db import InterfaceError, OperationalError, close_old_connections, connections, transaction
+from django.db.models import Model
 from django.utils import timezone, translation
 
 from . import names, policy
 from .carried import Carried
+from .codec.core import Decoder
+from .codec.instances import instance_from
 from .durable import reference
 from .durable.hold import Held, opened
+from .durable.together import All, Later
 from .envelope import Envelope, Reader
 from .event import Event, check_depth, running
 from .exceptions import (
@@ -42,6 +46,7 @@ logger = logging.getLogger(__name__)
 UNKNOWN_VERSION_WAIT, UNKNOWN_VERSION_TRIES = 60, 60  # seconds, times: a deploy may be under way
 
 Hold = Carried | Held
+Source = Callable[[Any, Decoder], Model]
 
 
 def execute(task: Any, carried: Any) -> None:
@@ -58,15 +63,20 @@ def execute(task: Any, carried: Any) -> None:
         run(task, hold)
 
 
-def run(task: Any, hold: Hold) -> None:
+def run(task: Any, hold: Hold | Later, instance: Source = instance_from) -> None:
     """Run a receiver for an event that this process holds.
+
+    Args:
+        task: the receiver.
+        hold: of the event.
+        instance: makes a model instance of its entry in the envelope.
 
     Raises:
         Exception: what Celery is told when it did not succeed; all is noted then.
     """
     envelope = read(hold)
     with running(envelope.event), _context_of(envelope):
-        kwargs, event = arguments(task, envelope, hold)
+        kwargs, event = arguments(task, envelope, hold, instance)
         with running(event):
             _run(task, event, kwargs, hold)
 
@@ -107,7 +117,7 @@ def _open(task: Any, carried: Any) -> Hold | None:
     return opened(task, reference.read(carried, (task.name, *(task.former_names or ()))))
 
 
-def read(hold: Hold) -> Envelope:
+def read(hold: Hold | Later) -> Envelope:
     """Read the envelope; settle it here when that cannot be done, or when it is the last of an endless chain."""
     try:
         envelope = hold.envelope()
@@ -154,9 +164,11 @@ def _offset(name: str) -> tzinfo | None:
 # Read ------------------------------------------------------------------------------------------------------------
 
 
-def arguments(task: Any, envelope: Envelope, hold: Hold) -> tuple[dict[str, Any], Event]:
+def arguments(
+    task: Any, envelope: Envelope, hold: Hold | Later, instance: Source = instance_from
+) -> tuple[dict[str, Any], Event]:
     """Read what the receiver asks for, fetching its instances; settle it here when a row is gone or cannot be had."""
-    reader = Reader(envelope)
+    reader = Reader(envelope, instance)
     try:
         event = hold.event(replace(envelope.event, changes=reader.changes()))
         if task.atomic:
@@ -175,21 +187,32 @@ def arguments(task: Any, envelope: Envelope, hold: Hold) -> tuple[dict[str, Any]
 
 
 def _wanted(task: Any, envelope: Envelope, reader: Reader, event: Event) -> dict[str, Any]:
-    named, takes_all, reserved = wanted_by(task)
-    nodes = envelope.kwargs if takes_all else {name: envelope.kwargs[name] for name in named if name in envelope.kwargs}
-    kwargs = {name: reader.value(node) for name, node in nodes.items() if name not in reserved}
+    named, takes_all, _ = wanted_by(task)
+    kwargs = {name: reader.value(node) for name, node in nodes(task, envelope).items()}
     if takes_all or "sender" in named:
         kwargs["sender"] = reader.value(envelope.sender)
     if takes_all or "signal" in named:
         kwargs["signal"] = names.find_signal(*envelope.signal_names)
+    if task.batch:
+        return {"events": [replace(event, kwargs=kwargs)]}
     if "event" in named:
         kwargs.setdefault("event", event)
     return kwargs
 
 
+def nodes(task: Any, envelope: Envelope) -> dict[str, Any]:
+    """Return the JSON of those arguments of a sending that a receiver asks for."""
+    named, takes_all, reserved = wanted_by(task)
+    if takes_all:
+        return {name: node for name, node in envelope.kwargs.items() if name not in reserved}
+    return {name: envelope.kwargs[name] for name in named - reserved if name in envelope.kwargs}
+
+
 @cache
 def wanted_by(task: Any) -> tuple[frozenset[str], bool, frozenset[str]]:
     """Return the names a receiver takes, whether it takes all others, and those only Celery may fill (``self``)."""
+    if task.batch:  # of each of its events, whatever was sent
+        return frozenset(), True, frozenset()
     named, takes_all = parameters(task.run)
     function = inspect.getattr_static(type(task), "run")  # of a bound task a method, whose first parameter is the task
     reserved = [] if isinstance(function, staticmethod) else list(inspect.signature(function).parameters)[:1]
@@ -199,14 +222,14 @@ def wanted_by(task: Any) -> tuple[frozenset[str], bool, frozenset[str]]:
 # Run -------------------------------------------------------------------------------------------------------------
 
 
-def _run(task: Any, event: Event, kwargs: dict[str, Any], hold: Hold) -> None:
+def _run(task: Any, event: Event, kwargs: dict[str, Any], hold: Hold | Later) -> None:
     """Call the receiver, and translate what it raises into Celery's terms."""
     if hold.is_expired():
         raise hold.discard(event, "its expires= is over")
     tell(receiver_started, task.name, event=event)
     started = time.monotonic()
     try:
-        _call(task, event, kwargs, hold)
+        attempt(task, event, kwargs, hold)
     except Exception as error:
         outcome = _outcome(task, event, error, hold)
     else:
@@ -222,7 +245,8 @@ class _ConnectionLost(Exception):
         self.error = error
 
 
-def _call(task: Any, event: Event, kwargs: dict[str, Any], hold: Hold) -> None:
+def attempt(task: Any, event: Event, kwargs: dict[str, Any], hold: Hold | Later | All) -> None:
+    """Call the receiver and note that it succeeded; in one transaction, if it is atomic."""
     if not task.atomic:
         call(task, **kwargs)
         hold.complete()
@@ -242,7 +266,7 @@ def _call(task: Any, event: Event, kwargs: dict[str, Any], hold: Hold) -> None:
 # Settle ----------------------------------------------------------------------------------------------------------
 
 
-def _outcome(task: Any, event: Event, error: Exception, hold: Hold) -> Exception:
+def _outcome(task: Any, event: Event, error: Exception, hold: Hold | Later) -> Exception:
     """Do what an error asks for, and return what Celery is told."""
     if isinstance(error, Discard):
         return hold.discard(event, str(error))
@@ -258,7 +282,7 @@ def _outcome(task: Any, event: Event, error: Exception, hold: Hold) -> Exception
     return hold.raised(event, error)
 
 
-def _missing(task: Any, event: Event, error: InstanceMissing, hold: Hold) -> Exception:
+def _missing(task: Any, event: Event, error: InstanceMissing, hold: Hold | Later) -> Exception:
     if task.on_missing == "retry":
         return hold.again(event, error, _wait(task))
     if task.on_missing == "discard":

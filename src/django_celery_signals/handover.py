@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -44,6 +44,7 @@ class Message:
     body: Any  # what the broker carries: the signed envelope, or a delivery's reference
     options: dict[str, Any]  # of apply_async
     lane: str | None = None  # where it waits for its turn, when it is published only then
+    parts: Sequence[tuple[str, str]] = ()  # of several deliveries, the event's id and the signal's name of each
     is_probed: bool = True  # whether a loss is found out soon
 
 
@@ -138,8 +139,9 @@ def apply(message: Message, task: Any, producer: Any = None, **options: Any) -> 
 
 def taken(message: Message) -> None:
     """Count and tell that the broker has a message, or was handed it where its confirm is not waited for."""
-    _count("sent")
-    tell(event_sent, message.receiver, event_id=message.event_id, signal_name=message.signal_name)
+    for event_id, signal_name in message.parts or ((message.event_id, message.signal_name),):
+        _count("sent")
+        tell(event_sent, message.receiver, event_id=event_id, signal_name=signal_name)
 
 
 def publish_or_lose(message: Message, patience: Patience | None = None) -> None:

@@ -92,4 +92,25 @@ def check_parameters(signal: Signal, name: str, body: Body | None, also: frozens
             )
 
 
+def check_batch(name: str, body: Body | None) -> None:
+    """Refuse a function that cannot be given the events of a batch.
+
+    Raises:
+        ConnectError: saying what it is to look like.
+    """
+    if body is None:
+        return
+    function, skip_first = body
+    found = list(inspect.signature(function).parameters.values())[skip_first:]
+    others = [p.name for p in found if p.name != "events" and p.default is p.empty and p.kind in _NAMED]
+    takes = [p for p in found if (p.name == "events" and p.kind in _NAMED) or p.kind is p.VAR_KEYWORD]
+    if others or not takes:
+        raise ConnectError(
+            f"{name}: with batch=True the function is given a list of events, and nothing else, but it is "
+            f"{function.__name__}{inspect.signature(function)}. Write: def {function.__name__}(events), where "
+            "event.kwargs has what each signal was sent with."
+        )
+
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _OF_SELF = "Where self is to be the task, add bind=True; a method is no receiver, so move it out of its class."

@@ -10,12 +10,12 @@ from typing import Any
 from django.apps import apps
 from django.dispatch import Signal
 
-from . import changes, conf, names, options
+from . import changes, conf, contradictions, names, options
 from .bridge import Spelling, Target, check_signal, each_signal, guarantee_of, send, target_of
-from .declaring import body_and_class, is_ordered, is_task, make_task, name_of
+from .declaring import body_and_class, is_task, make_task, name_of, running_option
 from .durable.saving import is_save, make_atomic
 from .exceptions import ConnectError
-from .parameters import Body, check_parameters
+from .parameters import Body, check_batch, check_parameters
 from .senders import check_model, check_senders, each_sender, label_of, several
 
 
@@ -151,15 +151,17 @@ def _connect(
     body, cls = body_and_class(task, name)
     place, signals, senders = f"receiver {name}", each_signal(signal), several(sender)
     own = options.merged_with_class(options.read(given, place), cls, name)
-    options.check_delay(own, place)
+    contradictions.check_delay(own, place)
     each_sender(own.exclude or (), lambda _: None, f"{place}: exclude")
     _check_where(where, signals, place)
+    together = {option: running_option(name, cls, option) for option in ("batch", "chunk_size")}
     for one in signals:
         if where["signal_name"]:
             names.name_signal(one, where["signal_name"])
-        _check(one, name, body, own, senders)
+        _check(one, name, body, own, senders, bool(together["batch"]))
         known = own.guarantee or (guarantee_of(own, one) if apps.apps_ready else None)
-        options.check_turns(own, is_ordered(name, cls), one, known, place)
+        contradictions.check_turns(own, bool(running_option(name, cls, "ordered")), one, known, place)
+        contradictions.check_together(own, together, one, known, place)
         each_sender(
             senders, partial(_prepare, one, name, own, where["subclasses"]), place, subclasses=where["subclasses"]
         )
@@ -178,14 +180,19 @@ def _check_where(where: dict[str, Any], signals: list[Signal], place: str) -> No
         raise ConnectError(f"{place}: dispatch_uid={dispatch_uid!r} must be hashable, such as a text.")
 
 
-def _check(signal: Signal, name: str, body: Body | None, own: options.SendingOptions, senders: list[Any]) -> None:
+def _check(
+    signal: Signal, name: str, body: Body | None, own: options.SendingOptions, senders: list[Any], is_batch: bool
+) -> None:
     check_signal(signal, name)
-    check_parameters(signal, name, body, also=frozenset({"event"}))
+    if is_batch:
+        check_batch(name, body)
+    else:
+        check_parameters(signal, name, body, also=frozenset({"event"}))
     if own.when is not None:
         check_parameters(signal, f"receiver {name}: when=", (own.when, False))
     if own.key is not None:
         check_parameters(signal, f"receiver {name}: key=", (own.key, False))
-    options.check_against_signal(own, signal, senders, f"receiver {name}")
+    contradictions.check_against_signal(own, signal, senders, f"receiver {name}")
     check_senders(signal, senders, f"receiver {name}")
 
 

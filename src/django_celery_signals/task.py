@@ -12,14 +12,19 @@ from celery.contrib.django.task import DjangoTask
 from .bridge import connectable, is_sending, send, target_of
 from .conf import is_positive
 from .durable.failing import hooks
+from .durable.reference import is_chunk
 from .exceptions import ConnectError
 from .execution import call, execute
 from .options import RUNNING_NAMES, SendingOptions, merged_with_class
 from .policy import seconds_until
+from .together import execute_together
 from .wire import ARGUMENT, summary_of
 
 AFTER_FAILURE = ("block", "park")
 ON_MISSING = ("discard", "retry", "fail")
+# Deliveries in one message, at most: each has a savepoint, and of more PostgreSQL forgets which it can look up in
+# memory (64 subtransactions that write: PGPROC_MAX_CACHED_SUBXIDS). A batch has none.
+MOST_IN_CHUNK, MOST_IN_BATCH, BATCH = 50, 500, 100
 SPELLINGS = ("delay", "apply_async", "delay_on_commit", "apply_async_on_commit")
 
 
@@ -48,6 +53,10 @@ class ReceiverTask(DjangoTask):  # type: ignore[type-arg]
     #: What a failed delivery does to its key: "block" or "park"; by default it blocks the key of an ordered receiver.
     #: Written as on_failure="park", a name that Celery has for a method.
     after_failure: str | None = None
+    #: Deliveries that the relay may put into one message where many wait; the worker runs each by itself.
+    chunk_size: int | None = None
+    #: Give the receiver the deliveries of a message all at once, as ``events``.
+    batch: bool = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Keep a project's own version of a calling method connectable."""
@@ -66,7 +75,8 @@ class ReceiverTask(DjangoTask):  # type: ignore[type-arg]
         if request.called_directly:
             return super().__call__(*args, **kwargs)
         if ARGUMENT in kwargs:
-            return execute(self, kwargs[ARGUMENT])
+            carried = kwargs[ARGUMENT]
+            return execute_together(self, carried) if is_chunk(carried) else execute(self, carried)
         return call(self, *args, **kwargs)
 
     @connectable
@@ -116,6 +126,11 @@ class ReceiverTask(DjangoTask):  # type: ignore[type-arg]
     def blocks_key(self) -> bool:
         """Whether a delivery that has failed keeps the younger ones of its key waiting, until someone decides."""
         return self.ordered if self.after_failure is None else self.after_failure == "block"
+
+    @property
+    def most_together(self) -> int:
+        """How many deliveries one message may refer to; 1: none are put together."""
+        return self.chunk_size or (BATCH if self.batch else 1)
 
     @property
     def override_max_retries(self) -> int | None:
@@ -186,6 +201,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "former_names": (_are_names, "a list of names"),
     "retain": (lambda value: value == 0 or is_positive(value), "a number of seconds"),
     "ordered": (lambda value: isinstance(value, bool), "True or False"),
+    "chunk_size": (
+        lambda value: value is None or (type(value) is int and 1 <= value <= MOST_IN_BATCH),
+        f"a whole number, 1 to {MOST_IN_CHUNK}, or with batch=True to {MOST_IN_BATCH}",
+    ),
+    "batch": (lambda value: isinstance(value, bool), "True or False"),
     "on_failure": (
         lambda value: value is None or value in AFTER_FAILURE or callable(value),  # Celery's handler of that name
         " or ".join(map(repr, AFTER_FAILURE)),
@@ -207,6 +227,22 @@ def check_running(given: Mapping[str, Any], where: str) -> None:
         accepts, wanted = _RULES[name]
         if name in given and not accepts(given[name]):
             raise ConnectError(f"{where}: {name}={given[name]!r} cannot be; it must be {wanted}.")
+    _check_together(given, where)
+
+
+def _check_together(given: Mapping[str, Any], where: str) -> None:
+    size, batch = given.get("chunk_size") or 1, given.get("batch", False)
+    if given.get("ordered") and (batch or size > 1):
+        word = "batch=True" if batch else f"chunk_size={size}"
+        raise ConnectError(
+            f"{where}: {word} puts deliveries together, but with ordered=True they take turns, one by one. Leave one "
+            "of the two out."
+        )
+    if size > MOST_IN_CHUNK and not batch:
+        raise ConnectError(
+            f"{where}: chunk_size={size} is too many: each delivery has a savepoint in one transaction, and "
+            f"{MOST_IN_CHUNK} is what databases bear well. A receiver with batch=True may have {MOST_IN_BATCH}."
+        )
 
 
 def _let_events_pass(cls: Any) -> None:

@@ -56,22 +56,22 @@ def _dump_lightened(envelope: Envelope, limit: int, excess: int) -> str:
 
 def _weight(envelope: Envelope, name: str) -> int:
     node = envelope.kwargs[name]
-    return len(json.dumps([node, *(envelope.objects[index] for index in _objects_in(node, envelope.objects, set()))]))
+    return len(json.dumps([node, *(envelope.objects[index] for index in objects_in(node, envelope.objects, set()))]))
 
 
 def _without_unused_objects(envelope: Envelope) -> Envelope:
-    used = _objects_in([envelope.sender, envelope.changes, envelope.kwargs], envelope.objects, set())
+    used = objects_in([envelope.sender, envelope.changes, envelope.kwargs], envelope.objects, set())
     return replace(envelope, objects=[entry if index in used else {} for index, entry in enumerate(envelope.objects)])
 
 
-def _objects_in(node: Any, objects: list[Any], found: set[int]) -> set[int]:
+def objects_in(node: Any, objects: list[Any], found: set[int]) -> set[int]:
     """Collect the places of the instances that some JSON refers to."""
     inner = node if isinstance(node, list) else list(node.values()) if isinstance(node, dict) else []
     if isinstance(node, dict) and node.get(TAG) == "obj" and node["v"] not in found:
         found.add(node["v"])
         inner = [objects[node["v"]]]
     for item in inner:
-        _objects_in(item, objects, found)
+        objects_in(item, objects, found)
     return found
 
 
@@ -121,6 +121,8 @@ def unseal(sealed: Any) -> Envelope:
 
 def summary_of(sealed: Any) -> str:
     """Return the summary of what a message carries without trusting it: for logs and monitors only."""
+    if isinstance(sealed, dict) and isinstance(sealed.get("rows"), list):
+        return f"{len(sealed['rows'])} deliveries of {sealed.get('alias')!r:.80}"
     if isinstance(sealed, dict):
         return f"delivery {sealed.get('id')!r:.20} of {sealed.get('alias')!r:.80}"
     try:

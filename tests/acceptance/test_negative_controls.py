@@ -247,7 +247,8 @@ def without_fence(patch: pytest.MonkeyPatch) -> None:
 
     def texts_for(using: str) -> texts.Texts:
         found = fenced(using)
-        free = {name: getattr(found, name).replace("token = %s", "%s > 0") for name in ("open", "read", "complete")}
+        free = {name: getattr(found, name).replace("token = %s", "%s > 0") for name in ("open", "complete")}
+        free["read_all"] = found.read_all.replace("token {among}", "0 NOT {among}")
         return replace(found, **free)
 
     patch.setattr(working, "texts_for", texts_for)

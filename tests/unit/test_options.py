@@ -16,12 +16,11 @@ from django.db.models.signals import m2m_changed, post_delete, post_save, pre_sa
 from django.dispatch import Signal
 
 from django_celery_signals import ConnectError, ReceiverTask, connect, connections, disconnect, receiver_task
+from django_celery_signals.contradictions import check_against_signal, check_turns
 from django_celery_signals.options import (
     NAMES,
     REFUSED,
     SendingOptions,
-    check_against_signal,
-    check_turns,
     merged_with_class,
     read,
 )

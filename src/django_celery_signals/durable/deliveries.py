@@ -122,16 +122,16 @@ class DeliveryQuerySet(WorkQuerySet):
         return found
 
     def expire(self, limit: int) -> tuple[int, list[Any]]:
-        """Count a crash for every run whose lease has ended.
+        """Count a crash for every run whose lease has ended; of several together nobody knows which it was.
 
         Returns:
             How many will run again, and the rows that have crashed too often, which are left as they are.
         """
         with self.due(State.RUNNING).held(limit) as ids:
             expired = self.filter(pk__in=ids, state=State.RUNNING, due_at__lte=In(0))
+            count = expired.filter(claim__isnull=False).rerun()
             spent = list(expired.filter(crashes__gte=CRASH_BUDGET - 1).defer(*LARGE))
             again = expired.filter(crashes__lt=CRASH_BUDGET - 1)
-            count = 0
             for crashes in range(CRASH_BUDGET - 1):  # 1, 2, 4, 8 seconds
                 count += again.filter(crashes=crashes).update(
                     state=State.READY, crashes=crashes + 1, due_at=In(2**crashes), claim=None, sends=0

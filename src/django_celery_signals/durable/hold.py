@@ -42,19 +42,24 @@ def opened(task: Any, reference: Reference) -> Held | None:
         django.db.Error: when the database does not answer. The row stays as it is, and is published again; or, where
             only the answer was lost, when the lease is over.
     """
-    seconds, renews = _lease_of(task, reference.alias)
+    seconds, renews = lease_of(task, reference.alias)
     known = deliveries(reference.alias).open(reference, seconds)
     if known is None:
         logger.debug("Delivery %s of %r is done or in other hands; its copy is dropped.", reference.id, reference.alias)
         return None
-    lease = Lease(using=reference.alias, pk=known.pk, token=known.token, seconds=seconds)
+    return held(task, reference.alias, known, seconds, renews)
+
+
+def held(task: Any, using: str, known: Any, seconds: float, renews: bool) -> Held:
+    """Return what a worker holds of a row that it has just opened for so many seconds."""
+    lease = Lease(using=using, pk=known.pk, token=known.token, seconds=seconds)
     began = known.due_at - timedelta(seconds=seconds)
     fence = (began - datetime(1970, 1, 1, tzinfo=began.tzinfo)) // timedelta(microseconds=1)
     return Held(task=task, lease=lease, known=known, fence=fence, renews=renews)
 
 
-def _lease_of(task: Any, using: str) -> tuple[float, bool]:
-    """Return the seconds of a lease, and whether it is renewed.
+def lease_of(task: Any, using: str, count: int = 1) -> tuple[float, bool]:
+    """Return the seconds of a lease on one or more deliveries, and whether it is renewed.
 
     Where a transaction sees the database as it was when it began, completing a row that was renewed since would fail.
     """
@@ -63,7 +68,7 @@ def _lease_of(task: Any, using: str) -> tuple[float, bool]:
         return lease, False
     if not task.atomic or not _sees_the_past(using):
         return lease, not task.request.is_eager
-    return max(lease, float(task.time_limit or task.app.conf.task_time_limit or UNRENEWED)), False
+    return max(lease, count * float(task.time_limit or task.app.conf.task_time_limit or UNRENEWED)), False
 
 
 @cache
@@ -99,6 +104,7 @@ class Held:
     retry_in: float | None = None  # seconds, if it did so and went on
     completed: bool = False  # whether the row was ended, if only the commit of that succeeded
     passes_on: bool = False  # whether the next of its key may begin, on the same condition
+    read: Envelope | None = None  # once it has been
 
     def __enter__(self) -> Held:
         """Renew the lease from now on, and let Celery's retries count from the row's."""
@@ -128,7 +134,9 @@ class Held:
             DecodeError: when it is damaged, or erased.
             django.db.Error: when the database does not answer.
         """
-        return fold_in(self.lease, self.known)
+        if self.read is None:
+            self.read = fold_in(self.lease, self.known)
+        return self.read
 
     def event(self, event: Event) -> Event:
         """Return the event as the receiver gets it, with the fence; eager, in the sender's process, it has no rival."""

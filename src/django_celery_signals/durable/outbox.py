@@ -22,6 +22,7 @@ from ..publisher import publisher
 from ..wire import dump
 from .deliveries import deliveries
 from .failure import clean
+from .pace import most_together, pace
 from .reference import Reference
 from .routes import queue_of
 from .rows import State, new_token
@@ -36,7 +37,8 @@ def takes_the_fast_path(
 ) -> bool:
     """Tell whether the sender publishes a delivery itself, rather than leave it to the relay.
 
-    Not what is due later, nor the many of a large transaction, nor what this process or the broker cannot take now.
+    Not what is due later, nor the many of a large transaction, nor what this process or the broker cannot take now, nor
+    what comes so fast that it had better be put together.
     """
     is_quick = not delay and patience.count < conf.get().FAST_PATH_LIMIT
     return (
@@ -44,6 +46,7 @@ def takes_the_fast_path(
         and (connection.in_atomic_block or autocommits(connection))
         and receiver in app.tasks
         and not publisher().lines(app).breaker.is_open()
+        and (most_together(app, receiver) == 1 or is_eager(app) or not pace.is_quick(receiver))
     )
 
 

@@ -1,8 +1,8 @@
-"""What a durable delivery's message holds: where the row is, and what opens it. No value of the sending."""
+"""What a durable delivery's message holds: where the row is, or several are, and what opens it. No value of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,24 @@ class Reference:
         return {"alias": self.alias, "id": self.id, "token": self.token, "receiver": self.receiver}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """The way from one message to several rows of a receiver."""
+
+    alias: str
+    receiver: str
+    rows: Sequence[tuple[int, int]]  # id and token of each
+
+    def carried(self) -> dict[str, Any]:
+        """Return what the broker carries."""
+        return {"alias": self.alias, "receiver": self.receiver, "rows": self.rows}
+
+
+def is_chunk(carried: Any) -> bool:
+    """Tell whether a message refers to several rows."""
+    return isinstance(carried, Mapping) and "rows" in carried
+
+
 def read(carried: Mapping[str, Any], names: tuple[str, ...]) -> Reference:
     """Read what a message carries; fields that this version does not know are ignored.
 
@@ -41,16 +59,45 @@ def read(carried: Mapping[str, Any], names: tuple[str, ...]) -> Reference:
         )
     except KeyError as error:
         raise DecodeError(f"The message of a delivery is without its {error}.") from error
-    if not (_is_key(reference.id) and _is_key(reference.token)):
-        raise DecodeError(f"The message of a delivery has {reference.id!r:.80}, {reference.token!r:.80} for numbers.")
-    if reference.alias not in list(connections):
+    _check_numbers(reference.id, reference.token)
+    _check_address(reference, names)
+    return reference
+
+
+def read_chunk(carried: Mapping[str, Any], names: tuple[str, ...]) -> Chunk:
+    """Read what a message of several carries.
+
+    Args:
+        carried: the message's argument.
+        names: of the task that got it, now and before.
+
+    Raises:
+        DecodeError: when it is damaged, or names what this process does not have.
+    """
+    try:
+        rows = [(pk, token) for pk, token in carried["rows"]]
+        chunk = Chunk(alias=carried["alias"], receiver=carried["receiver"], rows=rows)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DecodeError(f"The message of several deliveries is damaged: {error!r:.120}") from error
+    for pk, token in chunk.rows:
+        _check_numbers(pk, token)
+    _check_address(chunk, names)
+    return chunk
+
+
+def _check_numbers(pk: Any, token: Any) -> None:
+    if not (_is_key(pk) and _is_key(token)):
+        raise DecodeError(f"The message of a delivery has {pk!r:.80}, {token!r:.80} for numbers.")
+
+
+def _check_address(found: Reference | Chunk, names: tuple[str, ...]) -> None:
+    if found.alias not in list(connections):
         raise DecodeError(
-            f"The message names the database alias {reference.alias!r:.80}, which this process does not have: its "
+            f"The message names the database alias {found.alias!r:.80}, which this process does not have: its "
             "DATABASES differ from the sender's."
         )
-    if reference.receiver not in names:
-        raise DecodeError(f"The delivery is addressed to {reference.receiver!r:.120}, not to {names[0]!r}.")
-    return reference
+    if found.receiver not in names:
+        raise DecodeError(f"The delivery is addressed to {found.receiver!r:.120}, not to {names[0]!r}.")
 
 
 def _is_key(value: Any) -> bool:

@@ -20,7 +20,7 @@ from ..broker import is_fallback, is_outage, project_app
 from ..exceptions import PublishError
 from .bulk import Bulk
 from .deliveries import Claimed, deliveries
-from .outbox import message_of
+from .packing import message_of_pack, packed
 from .routes import queue_of
 from .trouble import is_conflict
 from .upkeep import Upkeep
@@ -175,9 +175,11 @@ class Relay:
         meanwhile = Renewal(alias, claimed)
         rows = deliveries(alias).admit(claimed.claim, claimed.rows, meanwhile)
         known = [row for row in rows if row.receiver in self.app.tasks]
-        outcomes = self._bulk.publish([message_of(self.app, row, alias) for row in known], meanwhile)
-        taken = [row for row, error in zip(known, outcomes, strict=True) if error is None]
-        refused = [(row, error) for row, error in zip(known, outcomes, strict=True) if error is not None]
+        packs = packed(self.app, known)
+        outcomes = self._bulk.publish([message_of_pack(self.app, pack, alias) for pack in packs], meanwhile)
+        ended = [(row, error) for pack, error in zip(packs, outcomes, strict=True) for row in pack]
+        taken = [row for row, error in ended if error is None]
+        refused = [(row, error) for row, error in ended if error is not None]
         for queue, ids in self._by_queue(taken).items():
             deliveries(alias).mark(claimed.claim, ids, queue)
         self._give_back(alias, claimed.claim, refused)

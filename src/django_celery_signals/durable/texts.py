@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,13 @@ PUBLISHED = (
 )
 
 
+def among(connection: BaseDatabaseWrapper, *lists: Sequence[int]) -> tuple[str, list[Any]]:
+    """Return the condition that a column has a value of a list, for lists of one length, and their parameters."""
+    if connection.vendor == "postgresql":
+        return "= ANY(%s)", [list(values) for values in lists]
+    return f"IN ({', '.join(['%s'] * len(lists[0]))})", [value for values in lists for value in values]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Texts:
     """The statements for one database; the names of moments are for who executes them to fill in."""
@@ -38,8 +46,10 @@ class Texts:
     key: str  # what follows for a single one, to learn its key
     many: str  # of many, a list of each column's values; empty where there are no such lists
     open: str
-    read: str
     complete: str
+    open_all: str  # of several, which are to be filled in as lists
+    read_all: str
+    complete_all: str
     claim: str  # empty where no single statement can
     mark: str  # the same
     followers: str
@@ -75,7 +85,7 @@ def _texts(connection: BaseDatabaseWrapper, returns: bool) -> Texts:
         "given": ", ".join(map(quote, (*GIVEN, *COUNTS, *MOMENTS))),
         "values": ", ".join([*["%s"] * len(GIVEN), *["0"] * len(COUNTS)]),
         "id": "RETURNING id" if returns else "",  # else the cursor knows it
-        **{moment: f"{{{moment}}}" for moment in ("now", "due", *MOMENTS)},
+        **{later: f"{{{later}}}" for later in ("now", "due", "among", *MOMENTS)},
         "selected": ", ".join(f"v.{quote(name)}{'::jsonb' if name == 'options' else ''}" for name in GIVEN),
         "zeros": ", ".join(["0"] * len(COUNTS)),
         "lists": ", ".join(f"%s::{_LISTS.get(name, 'text')}[]" for name in (*GIVEN, "due_in")),
@@ -93,6 +103,7 @@ _LISTS = {"folds": "boolean", "state": "smallint", "token": "bigint", "sends": "
 
 # ``by_index`` adds its hint to those that change something; it knows them by how they begin.
 _HELD = "FROM {table} WHERE id = %s AND token = %s AND state = {running}"
+_ALL_HELD = "FROM {table} WHERE id {among} AND token {among} AND state = {running}"
 _WAITING = "FROM {lanes} WHERE lane >= %s AND lane <= %s AND state = {ready} AND slot IS NULL"
 _UNLESS_HELD = "AND NOT EXISTS (SELECT 1 FROM {table} AS other WHERE other.slot = %s)"
 # What a statement changes, MariaDB and MySQL look at only by way of an inner table, which LIMIT keeps apart.
@@ -109,8 +120,11 @@ _TEXTS = {
     "CASE WHEN v.sends > 0 THEN {now} END, {now} FROM unnest({lists}) AS v ({names})",
     "open": "UPDATE {table} SET state = {running}, token = token + 1, due_at = {due}, claim = NULL, sends = 0 "
     "WHERE id = %s AND token = %s AND receiver = %s AND state IN ({ready}, {sent}) {returning}",
-    "read": f"SELECT {{whole}} {_HELD}",
     "complete": f"DELETE {_HELD}",
+    "open_all": "UPDATE {table} SET state = {running}, token = token + 1, due_at = {due}, claim = %s, sends = 0 "
+    "WHERE id {among} AND token {among} AND receiver = %s AND state IN ({ready}, {sent}) {returning}",
+    "read_all": f"SELECT {{whole}} {_ALL_HELD}",
+    "complete_all": f"DELETE {_ALL_HELD}",
     "claim": "WITH due AS MATERIALIZED (SELECT id FROM {table} WHERE state = {ready} AND due_at <= {now} "
     "ORDER BY due_at, id LIMIT %s FOR UPDATE SKIP LOCKED) "
     "UPDATE {table} SET claim = %s, due_at = {due}, sent_at = {now} FROM due WHERE {table}.id = due.id "

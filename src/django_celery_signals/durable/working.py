@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from operator import attrgetter
+from typing import Any, Self
 
 from django.db import Error, connections
 from django.db.models import F
 
 from .clock import In, from_now
-from .reference import Reference
-from .rows import State
-from .texts import texts_for
+from .reference import Chunk, Reference
+from .rows import State, new_token
+from .texts import among, texts_for
 from .turns import TurnQuerySet
 
 
@@ -29,23 +31,51 @@ class WorkQuerySet(TurnQuerySet):
         if texts.returns:
             rows = self._surely(lambda: list(self.raw(sql, params)))
         elif self._surely(lambda: self._execute(sql, params)):
-            rows = self._opened(reference.id, reference.token + 1)
+            rows = self._opened([reference.id], [reference.token + 1])
         else:
             rows = []
         return rows[0] if rows else None
 
-    def _opened(self, pk: int, token: int) -> list[Any]:
+    def open_together(self, chunk: Chunk, seconds: float) -> list[Any]:
+        """Take those of several that can be taken; ``claim`` says of them that whatever ends this run is not theirs."""
+        connection, texts = connections[self.db], texts_for(self.db)
+        (due, moment), ids, tokens = from_now(connection, seconds), *zip(*chunk.rows, strict=True)
+        condition, values = among(connection, ids, tokens)
+        sql = texts.open_all.format(due=due, among=condition)
+        params = (*moment, new_token(), *values, chunk.receiver)
+        if texts.returns:
+            return sorted(self._surely(lambda: list(self.raw(sql, params))), key=attrgetter("pk"))
+        return (
+            self._opened(ids, [token + 1 for token in tokens])
+            if self._surely(lambda: self._execute(sql, params))
+            else []
+        )
+
+    def _opened(self, ids: Sequence[int], tokens: Sequence[int]) -> list[Any]:
         """Read what was opened just now; if that cannot be done, nobody runs it, and it is to be published again."""
+        connection = connections[self.db]
+        condition, values = among(connection, ids, tokens)
         try:
-            return list(self.raw(texts_for(self.db).read, (pk, token)))
+            return list(self.raw(texts_for(self.db).read_all.format(among=condition), values))
         except Error:
-            connection = connections[self.db]
             if not connection.in_atomic_block:
                 with suppress(Error):
                     connection.close()  # or the next statement fails as well
-                    mine = self.filter(pk=pk, token=token, state=State.RUNNING)
-                    mine.update(state=State.READY, due_at=In(0), reruns=F("reruns") + 1)
+                    self.running(ids, tokens).rerun()
             raise
+
+    def running(self, ids: Sequence[int], tokens: Sequence[int]) -> Self:
+        """Return what a worker holds; nobody guesses a token, so pairs need no check."""
+        return self.filter(pk__in=ids, token__in=tokens, state=State.RUNNING)
+
+    def rerun(self) -> int:
+        """Have deliveries run again at once, without counting, and by themselves if they were put together."""
+        return self.update(state=State.READY, due_at=In(0), reruns=F("reruns") + 1, claim=None, sends=0)
+
+    def complete_together(self, ids: Sequence[int], tokens: Sequence[int]) -> int:
+        """Delete what is held by these tokens."""
+        condition, values = among(connections[self.db], ids, tokens)
+        return self._surely(lambda: self._execute(texts_for(self.db).complete_all.format(among=condition), values))
 
     def followers(self, lane: str, limit: int) -> list[Any]:
         """Return the oldest that wait in a lane, without their payloads, but with the ``size`` of each."""
@@ -60,7 +90,7 @@ class WorkQuerySet(TurnQuerySet):
             cursor.execute(sql, params)
             return list(cursor.fetchall())
 
-    def _execute(self, sql: str, params: tuple[Any, ...]) -> int:
+    def _execute(self, sql: str, params: Sequence[Any]) -> int:
         with connections[self.db].cursor() as cursor:
             cursor.execute(sql, params)
             return int(cursor.rowcount)

@@ -593,7 +593,7 @@ def test_length_of_such_a_lease(
     celery_app.conf.task_time_limit = project
     monkeypatch.setattr(hold, "_sees_the_past", lambda using: True)
 
-    assert (float(seconds), False) == hold._lease_of(task, alias)
+    assert (float(seconds), False) == hold.lease_of(task, alias)
 
 
 LEVELS = [

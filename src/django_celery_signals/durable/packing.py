@@ -1,0 +1,65 @@
+"""Put waiting deliveries of a receiver into one message, where its chunk_size= or batch= allows that."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from celery import Celery
+
+from ..event import new_id
+from ..handover import Message
+from .outbox import message_of
+from .pace import most_together
+from .reference import Chunk
+
+SHARES = 10  # messages that a claim of one receiver makes at least, for so many workers may be idle
+_LIMITS = ("time_limit", "soft_time_limit")
+
+Pack = Sequence[Any]  # deliveries that go together
+
+
+def packed(app: Celery, rows: Iterable[Any]) -> list[Pack]:
+    """Divide deliveries into those that go together, in their order.
+
+    Alone goes what takes turns, and what has been tried before: it may have failed by itself, or with others, of which
+    nobody knows whose fault it was. Where few wait, all go alone, and start at once in as many workers.
+    """
+    packs: list[Pack] = []
+    alike: defaultdict[tuple[Any, ...], list[Any]] = defaultdict(list)
+    for row in rows:
+        if row.lane or row.attempts or row.crashes or row.reruns or most_together(app, row.receiver) == 1:
+            packs.append([row])
+        else:
+            alike[row.receiver, row.options.get("queue"), row.options.get("priority")].append(row)
+    for (receiver, *_), waiting in alike.items():
+        task: Any = app.tasks[receiver]
+        size = task.most_together if task.batch else max(1, min(task.most_together, len(waiting) // SHARES))
+        packs.extend(waiting[start : start + size] for start in range(0, len(waiting), size))
+    return packs
+
+
+def message_of_pack(app: Celery, pack: Pack, using: str) -> Message:
+    """Return the message of deliveries that go together. What limits a run's time limits that of all, as many times."""
+    if len(pack) == 1:
+        return message_of(app, pack[0], using)
+    first, task = pack[0], app.tasks[pack[0].receiver]
+    routing = {name: first.options[name] for name in ("queue", "priority") if name in first.options}
+    limits = {name: getattr(task, name) or getattr(app.conf, f"task_{name}") for name in _LIMITS}
+    return Message(
+        app=app,
+        receiver=first.receiver,
+        event_id=(own_id := new_id()),
+        signal_name=first.signal,
+        summary=f"{len(pack)} deliveries, the first of {first.summary}",
+        body=Chunk(alias=using, receiver=first.receiver, rows=[(row.pk, row.token) for row in pack]).carried(),
+        options={
+            **routing,
+            **{name: limit * len(pack) for name, limit in limits.items() if limit},
+            "expires": None,
+            "task_id": own_id,
+            "retries": 0,
+        },
+        parts=[(row.event_id, row.signal) for row in pack],
+    )

@@ -1,0 +1,193 @@
+"""Several deliveries of one message: opened, kept and completed together; what becomes of each is noted behind its own
+fence.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from celery.exceptions import SoftTimeLimitExceeded
+from django.db import connections
+
+from ..envelope import Envelope
+from ..event import Event
+from ..exceptions import LeaseLost
+from .clock import In
+from .deliveries import DeliveryQuerySet, deliveries
+from .hold import Held, held, lease_of
+from .lease import PAUSE, keeper, surely
+from .reference import Chunk
+from .rows import State
+
+logger = logging.getLogger(__name__)
+
+
+def opened_together(task: Any, chunk: Chunk) -> list[Held]:
+    """Open the deliveries of a message, in one commit; without those that have been opened by a copy of it.
+
+    Raises:
+        django.db.Error: when the database does not answer, as for a single one.
+    """
+    seconds, renews = lease_of(task, chunk.alias, len(chunk.rows))
+    rows = deliveries(chunk.alias).open_together(chunk, seconds)
+    if len(rows) < len(chunk.rows):
+        logger.debug("%d deliveries of %r are done or in other hands.", len(chunk.rows) - len(rows), chunk.alias)
+    return [held(task, chunk.alias, row, seconds, renews) for row in rows]
+
+
+@contextmanager
+def kept(holds: Sequence[Held]) -> Iterator[None]:
+    """Renew the leases of a block's deliveries, and give back those of which it does not say how they ended.
+
+    They run again, each by itself, and it does not count: who knows which of them was to blame?
+    """
+    for hold in holds:
+        if hold.renews:
+            keeper(hold.lease.using).keep(hold.lease)
+    patience: float | None = PAUSE  # of who is ended from outside; when the lease ends, the relay does the same
+    try:
+        yield
+        patience = None
+    except Exception:
+        patience = None
+        raise
+    finally:
+        if left := [hold for hold in holds if not hold.lease.ending]:
+            using, receiver = left[0].lease.using, left[0].known.receiver
+            surely(using, receiver, lambda: _rows(left).rerun(), patience=patience)
+        for hold in holds:
+            keeper(hold.lease.using).let_go(hold.lease)
+
+
+def _rows(holds: Sequence[Held]) -> DeliveryQuerySet:
+    """Return the deliveries to be ended; a renewal that finds them ended has lost nothing."""
+    for hold in holds:
+        hold.lease.ending = True
+    ids, tokens = _keys(holds)
+    return deliveries(holds[0].lease.using).running(ids, tokens)
+
+
+def _keys(holds: Sequence[Held]) -> tuple[list[int], list[int]]:
+    return [hold.lease.pk for hold in holds], [hold.lease.token for hold in holds]
+
+
+def complete_together(task: Any, holds: Sequence[Held]) -> None:
+    """Note that the receiver succeeded with all of some deliveries, in one statement.
+
+    Raises:
+        LeaseLost: when another run has one of them; whatever the receiver did is to be rolled back.
+    """
+    if not holds:
+        return
+    using, receiver = holds[0].lease.using, holds[0].known.receiver
+    # Outside of a transaction nothing would be rolled back, and a database that is away is worth waiting for.
+    count = _completed(task, holds) if task.atomic else surely(using, receiver, lambda: _completed(task, holds))
+    if count < len(holds):
+        raise LeaseLost(
+            f"{receiver}: another run has {len(holds) - count} of {len(holds)} deliveries of {using!r} "
+            "that were run together, or they were discarded; what this run did is not committed."
+        )
+    for hold in holds:
+        hold.completed = True
+
+
+def _completed(task: Any, holds: Sequence[Held]) -> int:
+    rows = _rows(holds)
+    if task.retain:
+        return rows.update(state=State.DONE, due_at=In(task.retain), finished_at=In(0), claim=None)
+    return rows.complete_together(*_keys(holds))
+
+
+class All:
+    """Deliveries that a receiver is given all at once."""
+
+    def __init__(self, task: Any, holds: Sequence[Held]) -> None:
+        """Begin without an outcome."""
+        self.task, self.holds = task, holds
+        self.asked = False  # as of a single one
+        self.retry_in: float | None = None
+
+    def complete(self) -> None:
+        """Note that the receiver succeeded with all of them.
+
+        Raises:
+            PutOff: when it asked for another run of them and went on.
+            LeaseLost: when another run has one of them.
+        """
+        if self.retry_in is not None:
+            raise PutOff("the receiver called retry()")
+        complete_together(self.task, self.holds)
+
+
+class Later:
+    """A delivery that runs in a savepoint: what becomes of it is noted when the others are committed."""
+
+    OUTAGES = Held.OUTAGES
+
+    def __init__(self, hold: Held) -> None:
+        """Begin without an outcome."""
+        self.hold = hold
+        self.is_done = False  # whether it is to be completed with the others
+        self.spoils = False  # whether its error says nothing about itself
+        self._then: Callable[[], Exception | None] | None = None
+
+    def envelope(self) -> Envelope:
+        """Read the envelope."""
+        return self.hold.envelope()
+
+    def event(self, event: Event) -> Event:
+        """Return the event as the receiver gets it."""
+        return self.hold.event(event)
+
+    def is_expired(self) -> bool:
+        """Tell whether the sending's ``expires`` is over."""
+        return self.hold.is_expired()
+
+    def complete(self) -> None:
+        """Be completed with the others, unless the receiver asked for another run and went on.
+
+        Raises:
+            TransactionManagementError: when the receiver has left a transaction that can only be rolled back.
+        """
+        connections[self.hold.lease.using].validate_no_broken_transaction()
+        self.is_done = self.hold.retry_in is None
+        if not self.is_done:
+            self.hold.complete()
+
+    def succeeded(self, event: Event, runtime: float) -> None:
+        """Tell that later."""
+        self._then = partial(self.hold.succeeded, event, runtime)
+
+    def discard(self, event: Event, reason: str) -> Exception:
+        """Drop the event later."""
+        return self._later(self.hold.discard, event, reason)
+
+    def fail(self, event: Event | None, error: Exception) -> Exception:
+        """Give up later."""
+        return self._later(self.hold.fail, event, error)
+
+    def raised(self, event: Event, error: Exception) -> Exception:
+        """Decide on an error later."""
+        self.spoils = isinstance(error, SoftTimeLimitExceeded)  # the time of all is over, whoever had it
+        return self._later(self.hold.raised, event, error)
+
+    def again(self, event: Event | None, error: Exception, seconds: float, tries: int | None = None) -> Exception:
+        """Have it published once more, later."""
+        return self._later(self.hold.again, event, error, seconds, tries)
+
+    def _later(self, then: Callable[..., Exception], *args: Any) -> Exception:
+        self.is_done, self._then = False, partial(then, *args)
+        return PutOff()
+
+    def settle(self) -> Exception | None:
+        """Note what became of it, now that the others are committed; return what Celery would have been told."""
+        self.hold.lease.ending = self.hold.completed
+        return self._then() if self._then is not None else None
+
+
+class PutOff(Exception):
+    """Inner signal: the outcome is known, and noted later."""

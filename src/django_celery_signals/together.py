@@ -1,0 +1,194 @@
+"""The worker's side of a message that refers to several deliveries of a receiver, as the relay packs them.
+
+Each runs in a savepoint of one transaction, with instances that were fetched together; those that succeed are completed
+in one statement, and each of the others has its own outcome, as if it had run alone. Whatever is no single one's, an
+error of the commit, a lost connection, a deadlock by which MariaDB ends the whole transaction, gives all of them back,
+to be run one by one.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from operator import attrgetter
+from typing import Any
+
+from celery.exceptions import Ignore, Retry
+from django.db import Error, close_old_connections, connections, transaction
+
+from .codec.fetching import Fetched
+from .durable.hold import Held
+from .durable.reference import read_chunk
+from .durable.together import All, Later, PutOff, complete_together, kept, opened_together
+from .event import Event, running
+from .exceptions import DecodeError
+from .execution import arguments, attempt, nodes, read, run
+from .signals import receiver_started, tell
+from .wire import objects_in
+
+logger = logging.getLogger(__name__)
+
+
+def execute_together(task: Any, carried: Any) -> None:
+    """Run a receiver for the deliveries that a message refers to.
+
+    Returns nothing, and raises for none of them: what became of each is in its row, in the log and in our signals.
+    """
+    close_old_connections()
+    holds = opened_together(task, read_chunk(carried, (task.name, *(task.former_names or ()))))
+    if not holds:
+        return
+    with kept(holds):
+        if task.batch:
+            _all_at_once(task, holds)
+        elif task.atomic:
+            _in_savepoints(task, holds)
+        else:
+            _one_by_one(task, holds)
+
+
+# Each by itself --------------------------------------------------------------------------------------------------
+
+
+def _one_by_one(task: Any, holds: Sequence[Held]) -> None:
+    """Run each, and note at once how it ended: there is no transaction that could take anything back."""
+    fetched = _fetched(task, holds)
+    for hold in holds:
+        with _alone(task, hold):
+            run(task, hold, fetched)
+
+
+def _in_savepoints(task: Any, holds: Sequence[Held]) -> None:
+    later = [Later(hold) for hold in holds]
+    try:
+        with transaction.atomic(using=holds[0].lease.using):
+            fetched = _fetched(task, holds)
+            for one in later:
+                _in_savepoint(task, one, fetched)
+            complete_together(task, [one.hold for one in later if one.is_done])
+    except Exception as error:
+        _give_back(task, holds, error)
+        return
+    for one in later:
+        with _its_request(task, one.hold):
+            _log(task, one.settle())
+
+
+def _in_savepoint(task: Any, one: Later, fetched: Fetched) -> None:
+    """Run one; an error is its own, unless the transaction has not survived it.
+
+    Raises:
+        Exception: when all are to run again.
+    """
+    connection: Any = connections[one.hold.lease.using]
+    used, hooks = connection.connection, len(connection.run_on_commit)
+    with _its_request(task, one.hold):
+        try:
+            run(task, one, fetched)
+        except PutOff:
+            if one.spoils or not _survives(connection, used):
+                raise
+    # What one does after the commit must not keep the others from theirs.
+    connection.run_on_commit[hooks:] = [(*entry[:2], True) for entry in connection.run_on_commit[hooks:]]
+
+
+def _survives(connection: Any, used: Any) -> bool:
+    if connection.needs_rollback or connection.connection is not used:
+        return False
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    except Error:
+        return False
+    return True
+
+
+def _fetched(task: Any, holds: Sequence[Held]) -> Fetched:
+    """Fetch what the receiver asks for; what cannot be read will say so in its own run."""
+    entries: list[Any] = []
+    for hold in holds:
+        with suppress(DecodeError, KeyError, IndexError, TypeError):
+            envelope = hold.envelope()
+            found = objects_in(list(nodes(task, envelope).values()), envelope.objects, set())
+            entries.extend(envelope.objects[index] for index in found)
+    return Fetched(entries)
+
+
+@contextmanager
+def _its_request(task: Any, hold: Held) -> Iterator[None]:
+    """Let the receiver see its own delivery in ``self.request``, as if it had come alone."""
+    own_id = task.request.id
+    task.request.update(id=hold.known.event_id, retries=hold.known.attempts, hold=hold)
+    try:
+        yield
+    finally:
+        task.request.update(id=own_id, hold=None)
+
+
+@contextmanager
+def _alone(task: Any, hold: Held) -> Iterator[None]:
+    """Do so, and let what is noted of a run be no error of the others."""
+    with _its_request(task, hold):
+        try:
+            yield
+        except Exception as outcome:
+            if not hold.lease.ending:
+                raise
+            _log(task, outcome)
+
+
+def _log(task: Any, outcome: Exception | None) -> None:
+    """Say what Celery says of a task that ends like this."""
+    if isinstance(outcome, Retry):
+        logger.info("%s: one of several runs again: %s", task.name, outcome)
+    elif outcome is not None and not isinstance(outcome, Ignore):
+        logger.error("%s: one of several failed: %r", task.name, outcome, exc_info=outcome)
+
+
+# All at once -----------------------------------------------------------------------------------------------------
+
+
+def _all_at_once(task: Any, holds: Sequence[Held]) -> None:
+    """Call the receiver once, with all events whose arguments can be had; when it fails, each runs alone."""
+    fetched, ready = _fetched(task, holds), []
+    for hold in holds:
+        with _alone(task, hold):
+            ready.append((hold, _event(task, hold, fetched)))
+    if ready:
+        _call_with(task, *zip(*ready, strict=True))
+
+
+def _event(task: Any, hold: Held, fetched: Fetched) -> Event:
+    """Return the event as the receiver gets it.
+
+    Raises:
+        Exception: when there is none; that is noted then.
+    """
+    envelope = read(hold)
+    kwargs, event = arguments(task, envelope, hold, fetched)
+    if hold.is_expired():
+        raise hold.discard(event, "its expires= is over")
+    tell(receiver_started, task.name, event=event)
+    return kwargs["events"][0]  # type: ignore[no-any-return]
+
+
+def _call_with(task: Any, holds: Sequence[Held], events: Sequence[Event]) -> None:
+    started = time.monotonic()
+    every = All(task, holds)
+    task.request.update(hold=every)
+    try:
+        with running(max(events, key=attrgetter("depth"))):  # what it sends has come so far
+            attempt(task, events[0], {"events": list(events)}, every)
+    except Exception as error:
+        _give_back(task, holds, error)
+        return
+    for hold, event in zip(holds, events, strict=True):
+        hold.succeeded(event, time.monotonic() - started)
+
+
+def _give_back(task: Any, holds: Sequence[Held], error: Exception) -> None:
+    for hold in holds:
+        hold.lease.ending = False
+    logger.info("%s: %d deliveries run again, one by one, for together there was %r.", task.name, len(holds), error)
