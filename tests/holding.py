@@ -37,7 +37,7 @@ def send(using: str, **kwargs: Any) -> None:
 def message(using: str, **chosen: Any) -> Callable[[Celery], Outcome]:
     """Return what runs the message that a delivery would be published with now; it can be run at any time."""
     row = deliveries(using).get(**chosen)
-    reference = Reference(alias=using, id=row.pk, token=row.token, receiver=row.receiver)
+    reference = Reference(alias=using, id=row.pk, token=row.token, receiver=row.receiver, folds=row.folds)
     return lambda app: _run(app, row, reference.carried())
 
 

@@ -38,6 +38,7 @@ class Due:
     summary: str
     lane: str | None
     slot: str | None
+    folds: bool
     token: int
     attempts: int
     crashes: int

@@ -118,7 +118,8 @@ def fold_in(lease: Lease, known: Any) -> Envelope:
         django.db.Error: when the database does not answer; all is folded then, or nothing.
     """
     envelope = parse(known.payload)
-    followers = deliveries(lease.using).followers(known.lane, MOST) if known.folds else ()
+    is_followed = known.folds and getattr(known, "followed", True)  # a message may have come without the question
+    followers = deliveries(lease.using).followers(known.lane, MOST) if is_followed else ()
     # The head itself need not be the oldest: one that was parked and is retried, or was committed late, is older.
     readable = _read(lease, followers)
     folded = list(takewhile(lambda row: row.pk in readable, followers))  # behind another they wait for their turn

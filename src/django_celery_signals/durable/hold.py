@@ -258,7 +258,11 @@ class Held:
 
     def _signature(self) -> Any:
         fresh = Reference(
-            alias=self.lease.using, id=self.lease.pk, token=self.lease.token, receiver=self.known.receiver
+            alias=self.lease.using,
+            id=self.lease.pk,
+            token=self.lease.token,
+            receiver=self.known.receiver,
+            folds=self.known.folds,
         )
         return self.task.signature(kwargs={ARGUMENT: fresh.carried()})
 

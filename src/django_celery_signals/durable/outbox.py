@@ -110,7 +110,7 @@ _NOT_PUBLISHED = ("countdown", "debounce", "max_wait")
 
 def message_of(app: Celery, row: Any, using: str, *, lane: str | None = None) -> Message:
     """Return the message that a row's publication puts into the broker; with a lane, once it has its turn there."""
-    reference = Reference(alias=using, id=row.pk, token=row.token, receiver=row.receiver)
+    reference = Reference(alias=using, id=row.pk, token=row.token, receiver=row.receiver, folds=row.folds)
     options = {name: value for name, value in row.options.items() if name not in _NOT_PUBLISHED}
     return Message(
         app=app,

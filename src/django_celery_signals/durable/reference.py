@@ -19,10 +19,12 @@ class Reference:
     id: int
     token: int  # nobody guesses it; a message that has it needs no signature
     receiver: str  # name of the task when the row was written
+    folds: bool = False  # whether others may wait behind it, to be folded into it: who opens it asks at once
 
     def carried(self) -> dict[str, Any]:
         """Return what the broker carries."""
-        return {"alias": self.alias, "id": self.id, "token": self.token, "receiver": self.receiver}
+        carried = {"alias": self.alias, "id": self.id, "token": self.token, "receiver": self.receiver}
+        return {**carried, "folds": True} if self.folds else carried
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +56,8 @@ def read(carried: Mapping[str, Any], names: tuple[str, ...]) -> Reference:
         DecodeError: when it is damaged, or names what this process does not have.
     """
     try:
-        reference = Reference(
-            alias=carried["alias"], id=carried["id"], token=carried["token"], receiver=carried["receiver"]
-        )
+        way = {name: carried[name] for name in ("alias", "id", "token", "receiver")}
+        reference = Reference(**way, folds=carried.get("folds") is True)
     except KeyError as error:
         raise DecodeError(f"The message of a delivery is without its {error}.") from error
     _check_numbers(reference.id, reference.token)
@@ -76,6 +77,8 @@ def read_chunk(carried: Mapping[str, Any], names: tuple[str, ...]) -> Chunk:
     """
     try:
         rows = [(pk, token) for pk, token in carried["rows"]]
+        if not rows:
+            raise ValueError("it refers to none")
         chunk = Chunk(alias=carried["alias"], receiver=carried["receiver"], rows=rows)
     except (KeyError, TypeError, ValueError) as error:
         raise DecodeError(f"The message of several deliveries is damaged: {error!r:.120}") from error

@@ -24,8 +24,8 @@ COUNTS = ("attempts", "crashes", "reruns")  # which begin with nothing
 MOMENTS = ("due_at", "sent_at", "created_at")
 #: Columns that a relay must know.
 PUBLISHED = (
-    *("id", "event_id", "receiver", "signal", "summary", "lane", "slot", "token", "attempts", "crashes", "reruns"),
-    *("options", "created_at"),
+    *("id", "event_id", "receiver", "signal", "summary", "lane", "slot", "folds", "token", "attempts", "crashes"),
+    *("reruns", "options", "created_at"),
 )
 
 
@@ -46,9 +46,11 @@ class Texts:
     key: str  # what follows for a single one, to learn its key
     many: str  # of many, a list of each column's values; empty where there are no such lists
     open: str
+    open_folding: str  # says as well whether others wait behind it
     complete: str
     open_all: str  # of several, which are to be filled in as lists
     read_all: str
+    read_folding: str
     complete_all: str
     claim: str  # empty where no single statement can
     mark: str  # the same
@@ -81,6 +83,8 @@ def _texts(connection: BaseDatabaseWrapper, returns: bool) -> Texts:
         "table": table,
         "lanes": f"{table} {force(connection, LANES)}",
         "whole": whole,
+        "others": f"{table} AS other {force(connection, LANES)}",
+        "bytes": "LENGTH" if connection.vendor == "sqlite" else "OCTET_LENGTH",  # SQLite's counts characters
         "bare": ", ".join(f"NULL AS {quote(name)}" if name in LARGE else quote(name) for name in columns),
         "given": ", ".join(map(quote, (*GIVEN, *COUNTS, *MOMENTS))),
         "values": ", ".join([*["%s"] * len(GIVEN), *["0"] * len(COUNTS)]),
@@ -93,6 +97,8 @@ def _texts(connection: BaseDatabaseWrapper, returns: bool) -> Texts:
         "published": ", ".join(f"{table}.{quote(name)}" for name in PUBLISHED),
         "returning": f"RETURNING {whole}" if returns else "",
     }
+    names["followed"] = _FOLLOWED.format(**names)
+    names["returning_followed"] = f"{names['returning']}, {names['followed']}" if returns else ""
     absent = () if connection.vendor == "postgresql" else ("claim", "mark", "many")
     texts = {name: "" if name in absent else text.format(**names) for name, text in _TEXTS.items()}
     return Texts(returns=returns, **texts)
@@ -102,6 +108,14 @@ def _texts(connection: BaseDatabaseWrapper, returns: bool) -> Texts:
 _LISTS = {"folds": "boolean", "state": "smallint", "token": "bigint", "sends": "integer", "due_in": "float8"}
 
 # ``by_index`` adds its hint to those that change something; it knows them by how they begin.
+_OPEN = (
+    "UPDATE {table} SET state = {running}, token = token + 1, due_at = {due}, claim = NULL, sends = 0 "
+    "WHERE id = %s AND token = %s AND receiver = %s AND state IN ({ready}, {sent})"
+)
+_FOLLOWED = (
+    "EXISTS (SELECT 1 FROM {others} WHERE other.lane >= {table}.lane AND other.lane <= {table}.lane "
+    "AND other.state = {ready} AND other.slot IS NULL AND other.id <> {table}.id) AS followed"
+)
 _HELD = "FROM {table} WHERE id = %s AND token = %s AND state = {running}"
 _ALL_HELD = "FROM {table} WHERE id {among} AND token {among} AND state = {running}"
 _WAITING = "FROM {lanes} WHERE lane >= %s AND lane <= %s AND state = {ready} AND slot IS NULL"
@@ -118,12 +132,13 @@ _TEXTS = {
     "key": "{id}",
     "many": "INSERT INTO {table} ({given}) SELECT {selected}, {zeros}, {now} + v.due_in * INTERVAL '1 second', "
     "CASE WHEN v.sends > 0 THEN {now} END, {now} FROM unnest({lists}) AS v ({names})",
-    "open": "UPDATE {table} SET state = {running}, token = token + 1, due_at = {due}, claim = NULL, sends = 0 "
-    "WHERE id = %s AND token = %s AND receiver = %s AND state IN ({ready}, {sent}) {returning}",
+    "open": f"{_OPEN} {{returning}}",
+    "open_folding": f"{_OPEN} {{returning_followed}}",
     "complete": f"DELETE {_HELD}",
     "open_all": "UPDATE {table} SET state = {running}, token = token + 1, due_at = {due}, claim = %s, sends = 0 "
     "WHERE id {among} AND token {among} AND receiver = %s AND state IN ({ready}, {sent}) {returning}",
     "read_all": f"SELECT {{whole}} {_ALL_HELD}",
+    "read_folding": f"SELECT {{whole}}, {{followed}} {_ALL_HELD}",
     "complete_all": f"DELETE {_ALL_HELD}",
     "claim": "WITH due AS MATERIALIZED (SELECT id FROM {table} WHERE state = {ready} AND due_at <= {now} "
     "ORDER BY due_at, id LIMIT %s FOR UPDATE SKIP LOCKED) "
@@ -131,7 +146,7 @@ _TEXTS = {
     "RETURNING {published}",
     "mark": "UPDATE {table} SET state = {sent}, due_at = NULL, claim = NULL, queue = %s, sends = sends + 1 "
     "WHERE id = ANY(%s) AND claim = %s AND state = {ready}",
-    "followers": f"SELECT {{bare}}, LENGTH(payload) AS size {_WAITING} ORDER BY lane, id LIMIT %s",
+    "followers": f"SELECT {{bare}}, {{bytes}}(payload) AS size {_WAITING} ORDER BY lane, id LIMIT %s",
     "next": f"SELECT {{bare}} {_WAITING} {_UNLESS_HELD} ORDER BY lane, id LIMIT 1",
     "free": f"{_NO_HOLDER} AND {_NONE_BEFORE}",
 }

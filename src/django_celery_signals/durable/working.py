@@ -24,14 +24,16 @@ class WorkQuerySet(TurnQuerySet):
         """Take what a message refers to for so many seconds: in one statement, where a database can return the row.
 
         Returns:
-            The row as it is then; None when it is done, in other hands, or for another receiver.
+            The row as it is then, with ``followed``, whether others wait behind it, if it folds; None when it is done,
+            in other hands, or for another receiver.
         """
         texts, (due, moment) = texts_for(self.db), from_now(connections[self.db], seconds)
-        sql, params = texts.open.format(due=due), (*moment, reference.id, reference.token, reference.receiver)
+        opening, reading = (texts.open_folding, texts.read_folding) if reference.folds else (texts.open, texts.read_all)
+        sql, params = opening.format(due=due), (*moment, reference.id, reference.token, reference.receiver)
         if texts.returns:
             rows = self._surely(lambda: list(self.raw(sql, params)))
         elif self._surely(lambda: self._execute(sql, params)):
-            rows = self._opened([reference.id], [reference.token + 1])
+            rows = self._opened([reference.id], [reference.token + 1], reading)
         else:
             rows = []
         return rows[0] if rows else None
@@ -45,18 +47,16 @@ class WorkQuerySet(TurnQuerySet):
         params = (*moment, new_token(), *values, chunk.receiver)
         if texts.returns:
             return sorted(self._surely(lambda: list(self.raw(sql, params))), key=attrgetter("pk"))
-        return (
-            self._opened(ids, [token + 1 for token in tokens])
-            if self._surely(lambda: self._execute(sql, params))
-            else []
-        )
+        if not self._surely(lambda: self._execute(sql, params)):
+            return []
+        return self._opened(ids, [token + 1 for token in tokens], texts.read_all)
 
-    def _opened(self, ids: Sequence[int], tokens: Sequence[int]) -> list[Any]:
+    def _opened(self, ids: Sequence[int], tokens: Sequence[int], reading: str) -> list[Any]:
         """Read what was opened just now; if that cannot be done, nobody runs it, and it is to be published again."""
         connection = connections[self.db]
         condition, values = among(connection, ids, tokens)
         try:
-            return list(self.raw(texts_for(self.db).read_all.format(among=condition), values))
+            return list(self.raw(reading.format(among=condition), values))
         except Error:
             if not connection.in_atomic_block:
                 with suppress(Error):
