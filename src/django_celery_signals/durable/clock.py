@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
-from django.conf import settings
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import DateTimeField, Func, Index, Q
 
@@ -18,11 +18,22 @@ Moment = tuple[str, tuple[Any, ...]]  # a database's expression, and its paramet
 
 
 def from_now(connection: BaseDatabaseWrapper, seconds: float) -> Moment:
-    """Return the moment so many seconds from now, by the database's clock; in UTC, also without ``USE_TZ``.
+    """Return the moment so many seconds from now, by the database's clock.
 
-    Local time has an hour twice, every autumn.
+    Where the database knows no zones it is in UTC, also without ``USE_TZ``: local time has an hour twice, every autumn.
     """
     return _CLOCKS[connection.vendor](bounded(seconds))
+
+
+def instant(moment: datetime, connection: BaseDatabaseWrapper) -> datetime:
+    """Return a moment that was read from a database as one that can be reckoned with.
+
+    PostgreSQL's are of no zone, and without ``USE_TZ`` Django shows them in local time, which leaps twice a year. (Of
+    an hour that comes twice psycopg says which it is, psycopg2 does not, and takes it for the first.)
+    """
+    if moment.tzinfo is not None or connection.vendor != "postgresql":
+        return moment
+    return moment.replace(tzinfo=ZoneInfo(connection.timezone_name)).astimezone(UTC)
 
 
 def bounded(seconds: float) -> float:
@@ -30,10 +41,12 @@ def bounded(seconds: float) -> float:
     return max(-LONGEST, min(LONGEST, float(seconds)))
 
 
+_NOW = "STATEMENT_TIMESTAMP()"
+
+
 def _on_postgresql(seconds: float) -> Moment:
     """By the start of the statement: ``clock_timestamp()`` is no index condition, ``now()`` the transaction's start."""
-    now = "STATEMENT_TIMESTAMP()" if settings.USE_TZ else "(STATEMENT_TIMESTAMP() AT TIME ZONE 'UTC')"
-    return (f"({now} + %s * INTERVAL '1 second')", (seconds,)) if seconds else (now, ())
+    return ("(STATEMENT_TIMESTAMP() + %s * INTERVAL '1 second')", (seconds,)) if seconds else (_NOW, ())
 
 
 def _on_mysql(seconds: float) -> Moment:

@@ -19,7 +19,7 @@ from ..envelope import Envelope
 from ..event import Event
 from ..exceptions import LeaseLost, ReceiverFailed, RetryAfter
 from ..wire import ARGUMENT
-from .clock import In
+from .clock import In, instant
 from .deliveries import DeliveryQuerySet, deliveries
 from .failing import give_up
 from .failure import described
@@ -53,7 +53,7 @@ def opened(task: Any, reference: Reference) -> Held | None:
 def held(task: Any, using: str, known: Any, seconds: float, renews: bool) -> Held:
     """Return what a worker holds of a row that it has just opened for so many seconds."""
     lease = Lease(using=using, pk=known.pk, token=known.token, seconds=seconds)
-    began = known.due_at - timedelta(seconds=seconds)
+    began = instant(known.due_at, connections[using]) - timedelta(seconds=seconds)
     fence = (began - datetime(1970, 1, 1, tzinfo=began.tzinfo)) // timedelta(microseconds=1)
     return Held(task=task, lease=lease, known=known, fence=fence, renews=renews)
 

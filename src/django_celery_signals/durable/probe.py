@@ -13,7 +13,7 @@ from django.db.models import F, Q
 from kombu import Queue
 
 from ..broker import connection_for, is_outage
-from .clock import In
+from .clock import In, instant
 from .deliveries import deliveries
 from .rows import State, new_token
 
@@ -86,7 +86,7 @@ class Probes:
             "alias": self.using,
             "queue": probe.queue,
             "token": probe.token,
-            "probed_at": probe.probed_at.isoformat(),
+            "probed_at": instant(probe.probed_at, connections[self.using]).isoformat(),
         }
         # Straight into the queue, and only if there is one: a route might lead elsewhere, a declaration differ.
         place: dict[str, Any] = {"queue": Queue(probe.queue), "declare": []}
@@ -108,10 +108,11 @@ class Probes:
         more = False
         waits = Q(swept__isnull=True) | Q(swept__lt=F("seen"))
         for probe in probes(self.using).filter(waits, seen__isnull=False, seen_at__lt=In(-SETTLED)):
-            lost = deliveries(self.using).sweep(probe.queue, probe.seen, BATCH)
+            seen = instant(probe.seen, connections[self.using])
+            lost = deliveries(self.using).sweep(probe.queue, seen, BATCH)
             if lost:
                 logger.warning("%d deliveries were lost in the queue %r; they are sent again.", lost, probe.queue)
             if lost < BATCH:
-                probes(self.using).filter(queue=probe.queue, seen=probe.seen).update(swept=probe.seen)
+                probes(self.using).filter(queue=probe.queue, seen=seen).update(swept=seen)
             more = more or lost == BATCH
         return deliveries(self.using).sweep_unprobed(BATCH) == BATCH or more

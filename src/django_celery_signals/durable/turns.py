@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from datetime import datetime
 from typing import Any, Self
 
 from django.db import IntegrityError, connections, transaction
 from django.db.models import BooleanField, Case, Count, Exists, F, OuterRef, Q, Subquery, When
 from django.db.models.expressions import RawSQL
 
-from .clock import In, by_index, lock_no_gaps
+from .clock import In, by_index, instant, lock_no_gaps
 from .rows import RowQuerySet, State
 from .texts import LANES, texts_for
 
@@ -74,7 +75,10 @@ class TurnQuerySet(RowQuerySet):
         if not delay:
             return 0.0
         now = self.filter(pk=row.pk).values_list(In(0), flat=True).first() or row.created_at
-        return float(max(0.0, (row.created_at - now).total_seconds() + delay))
+        return float(max(0.0, self._between(now, row.created_at) + delay))
+
+    def _between(self, earlier: datetime, later: datetime) -> float:
+        return (instant(later, connections[self.db]) - instant(earlier, connections[self.db])).total_seconds()
 
     def admit(self, claim: int, rows: Sequence[Any], meanwhile: Callable[[], None] = lambda: None) -> list[Any]:
         """Return those of a claim that may be published now.
@@ -126,8 +130,8 @@ class TurnQuerySet(RowQuerySet):
         with by_index(connections[self.db], self.model, LANES):
             found = list(newest[:1])
         for created, now in found:
-            quiet_in = (created - now).total_seconds() + row.options["debounce"]
-            return float(min(quiet_in, (row.created_at - now).total_seconds() + row.options["max_wait"]))
+            quiet_in = self._between(now, created) + row.options["debounce"]
+            return float(min(quiet_in, self._between(now, row.created_at) + row.options["max_wait"]))
         return 0.0
 
     def strays(self, after: str, limit: int) -> tuple[list[str], str]:

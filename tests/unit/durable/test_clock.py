@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from django.db.models.query import QuerySet
 from django.test.utils import CaptureQueriesContext
 
 from django_celery_signals.durable import clock
-from django_celery_signals.durable.clock import In, PartialIndex, by_index, force, lock_no_gaps
+from django_celery_signals.durable.clock import In, PartialIndex, by_index, force, instant, lock_no_gaps
 from django_celery_signals.durable.deliveries import State, deliveries
 from django_celery_signals.models import Delivery
 from tests.delivering import place
@@ -90,20 +91,46 @@ def test_zone_of_the_session(alias: str) -> None:
 @each_database("default", "postgres", "mariadb")
 @pytest.mark.parametrize("zone", ["America/New_York", "Asia/Kolkata"])
 def test_without_zones(alias: str, settings: Any, zone: str) -> None:
-    """Without ``USE_TZ`` times are UTC, too: local time has an hour twice, in which nothing would be due."""
+    """Without ``USE_TZ`` times are UTC, or PostgreSQL's own, which have no zone: in local time an hour comes twice."""
     settings.USE_TZ, settings.TIME_ZONE = False, zone
-    if alias == "postgres":
-        execute(alias, f"SET TIME ZONE '{zone}'")
-    with connections[alias].cursor() as cursor:
-        compiler = deliveries(alias).query.get_compiler(alias)
-        sql, params = compiler.compile(In(-10))
-        cursor.execute(f"SELECT {sql}", params)
-        (found,) = cursor.fetchone()
+    connections[alias].close()
+    row = placed(alias, due_at=In(-10), created_at=In(0))
+    told = instant(row.due_at, connections[alias])
     connections[alias].close()
 
-    told = datetime.fromisoformat(str(found))
-    assert told.tzinfo is None
-    assert 9 < (datetime.now(UTC).replace(tzinfo=None) - told).total_seconds() < 15
+    assert row.due_at.tzinfo is None
+    assert (told.tzinfo is None) == (alias != "postgres")
+    assert 9 < (datetime.now(told.tzinfo or UTC).replace(tzinfo=told.tzinfo) - told).total_seconds() < 15
+
+
+@each_database("postgres")
+@pytest.mark.parametrize("hour", [1, -1])
+def test_clocks_that_change(alias: str, settings: Any, hour: int) -> None:
+    """When local time leaps in ten seconds, a lease of 25 is over in 25, without ``USE_TZ`` as well."""
+    settings.USE_TZ = False
+    connections[alias].close()
+    leap = datetime.now(UTC) + timedelta(seconds=10)
+    before, after = (0, -hour) if hour > 0 else (hour, 0)  # POSIX counts to the west
+    day, moment = leap.timetuple().tm_yday, (leap - timedelta(hours=before)).strftime("%H:%M:%S")
+    later = (leap + timedelta(days=40)).timetuple().tm_yday
+    execute(alias, f"SET TIME ZONE 'AAA{before}BBB{after},{day - 1}/{moment},{later - 1}/02:00'")
+    (shown,) = execute(alias, "SELECT (NOW() + INTERVAL '60 seconds')::timestamp - NOW()::timestamp")
+
+    place(alias, "tests.nobody", due_at=In(25))
+    left = execute(alias, f"SELECT EXTRACT(EPOCH FROM due_at - NOW())::float FROM {TABLE}")
+    connections[alias].close()
+
+    assert shown[0] == timedelta(seconds=60, hours=hour)
+    assert 20 < left[0][0] <= 25
+
+
+def test_an_hour_that_comes_twice(settings: Any) -> None:
+    """Which of the two it is, is kept."""
+    settings.USE_TZ, settings.TIME_ZONE = False, "Europe/Vienna"
+    connection = SimpleNamespace(vendor="postgresql", timezone_name="Europe/Vienna")
+    first, second = (instant(datetime(2026, 10, 25, 2, 30, fold=fold), connection) for fold in (0, 1))
+
+    assert (datetime(2026, 10, 25, 0, 30, tzinfo=UTC), timedelta(hours=1)) == (first, second - first)
 
 
 @each_database
