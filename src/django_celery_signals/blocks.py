@@ -14,11 +14,11 @@ from django.db.models import Model, QuerySet
 from django.db.models.signals import post_save
 
 from .codec.instances import has_pk
-from .durable.batch import SIZE, batched
+from .durable.batch import SIZE, batched, refuse_generators
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_muted: ContextVar[bool] = ContextVar("django_celery_signals.muted", default=False)
+_muted: ContextVar[int] = ContextVar("django_celery_signals.muted", default=0)  # blocks around
 
 
 class muted:
@@ -30,14 +30,19 @@ class muted:
 
     def __enter__(self) -> None:
         """Begin the block."""
-        self._token = _muted.set(True)
+        _muted.set(_muted.get() + 1)
 
     def __exit__(self, *_: object) -> None:
         """End it."""
-        _muted.reset(self._token)
+        _muted.set(_muted.get() - 1)
 
     def __call__(self, function: F) -> F:
-        """Make each call of a function a block."""
+        """Make each call of a function a block.
+
+        Raises:
+            TypeError: for a generator function, whose body runs when the call is long over.
+        """
+        refuse_generators(function, "muted()")
 
         @wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -54,7 +59,7 @@ class muted:
 
 def is_muted() -> bool:
     """Tell whether nothing is to be sent."""
-    return _muted.get()
+    return _muted.get() > 0
 
 
 def send_saved(objs: Iterable[Model], *, created: bool, update_fields: Iterable[str] | None = None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -111,6 +112,35 @@ def test_muted_coroutine_function(tasks: Tasks, celery_app: Celery) -> None:
 
     assert ["done", "done"] == asyncio.run(both())
     assert 1 == len(take(celery_app))
+
+
+def test_one_block_for_several() -> None:
+    """One object may be entered again within itself, and by other threads: each is over when its own block is."""
+    block, entered, go_on = muted(), threading.Event(), threading.Event()
+
+    def other() -> bool:
+        with block:
+            entered.set()
+            go_on.wait(10)
+        return is_muted()
+
+    with ThreadPoolExecutor(1) as thread:
+        with block, block:
+            result = thread.submit(other)
+            assert entered.wait(10)
+        assert not is_muted()
+        go_on.set()
+        assert result.result() is False
+
+
+def test_muted_generator() -> None:
+    """A generator's body runs when the call is over, so it cannot be muted by it."""
+
+    def rows() -> Iterator[int]:
+        yield 1
+
+    with pytest.raises(TypeError, match=r"muted\(\) cannot decorate .*rows\(\), a generator .* with muted\(\): inside"):
+        muted()(rows)
 
 
 def test_muted_is_ones_own() -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar, cast
 
+from asgiref.sync import iscoroutinefunction
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .texts import GIVEN, MOMENTS
 from .writing import New, insert
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 SIZE, WEIGHT = 500, 1024 * 1024  # deliveries that one statement writes, at most, and characters of their payloads
 
@@ -26,21 +31,69 @@ _SAVEPOINT = re.compile(
 _batches: dict[int, Batch] = {}  # by the identity of a connection, which is one thread's
 
 
-@contextmanager
-def batched(using: str = DEFAULT_DB_ALIAS) -> Iterator[None]:
+class batched:
     """Write the durable deliveries of a block's sendings together, some hundred with each statement.
 
     The block is a transaction, or a savepoint of the one there is: what it does is committed as a whole, or not at all.
     A savepoint within it that is rolled back takes its own sendings along, and no others. The relay publishes what was
-    written, soon after the commit. Inside of another, the block joins that one's batch. Also a decorator: of functions,
-    not of coroutine functions.
+    written, soon after the commit. Inside of another, the block joins that one's batch. Also a decorator of functions.
 
-    Args:
-        using: alias of the database; what is sent in the transactions of others is written at once, as ever.
+    At its end the block raises ``django.db.Error`` when the database does not take the deliveries.
+    """
+
+    def __init__(self, using: str = DEFAULT_DB_ALIAS) -> None:
+        """Choose the database.
+
+        Args:
+            using: its alias; what is sent in the transactions of others is written at once, as ever.
+        """
+        self.using = using
+
+    def __enter__(self) -> None:
+        """Begin the block."""
+        self._block = _block(self.using)
+        self._block.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        """End it."""
+        self._block.__exit__(*error)
+
+    def __call__(self, function: F) -> F:
+        """Make each call of a function a block.
+
+        Raises:
+            TypeError: for a coroutine function, whose connection would be another thread's, and a generator function.
+        """
+        refuse_generators(function, "batched()")
+        if iscoroutinefunction(function):
+            raise TypeError(
+                f"batched() cannot decorate {function.__qualname__}(), a coroutine function: Django's transactions "
+                "belong to a thread. Decorate the function that it gives to sync_to_async()."
+            )
+
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with batched(self.using):
+                return function(*args, **kwargs)
+
+        return cast(F, call)
+
+
+def refuse_generators(function: Any, block: str) -> None:
+    """Refuse to decorate what runs nothing when it is called.
 
     Raises:
-        django.db.Error: at the end of the block, when the database does not take the deliveries.
+        TypeError: saying what to do instead.
     """
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(
+            f"{block} cannot decorate {function.__qualname__}(), a generator function: its body runs when the call is "
+            f"over. Write: with {block}: inside of it."
+        )
+
+
+@contextmanager
+def _block(using: str) -> Iterator[None]:
     connection = connections[using]
     with transaction.atomic(using=using):
         if id(connection) in _batches:

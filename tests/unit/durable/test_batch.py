@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -176,6 +176,20 @@ def test_other_threads(alias: str, ring: Any, celery_app: Celery) -> None:
 
     assert [2, 1] == rung(alias)
     assert 1 == len(take(celery_app))
+
+
+def test_what_cannot_be_decorated() -> None:
+    """A coroutine function has no transaction of its own, and a generator's body runs when the call is over."""
+
+    async def act() -> None: ...
+
+    def rows() -> Iterator[int]:
+        yield 1
+
+    with pytest.raises(TypeError, match=r"batched\(\) cannot decorate .*act\(\), a coroutine .* sync_to_async\(\)"):
+        batched()(act)
+    with pytest.raises(TypeError, match=r"batched\(\) cannot decorate .*rows\(\), a generator .* inside of it"):
+        batched()(rows)
 
 
 @each_kind
