@@ -8,13 +8,17 @@ from django.core.checks import CheckMessage, Info, Warning, register
 from django.db import connections
 
 from . import conf, receivers
+from .broker import project_app
 from .durable import saving
 from .durable.relay import keeping
+from .keys import takes_turns
+from .options import merged
 
 
 def register_checks() -> None:
     """Add the checks to those of ``manage.py check``."""
     register(check_sqlite, "django_celery_signals")
+    register(check_turns, "django_celery_signals")
     register(check_atomic_saves, "django_celery_signals", deploy=True)
 
 
@@ -31,6 +35,26 @@ def check_atomic_saves(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
             "makes them, with a gap in which a dying process loses events.",
             id="dcs.I001",
         )
+    ]
+
+
+def check_turns(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
+    """Warn of receivers that say what a failure does to a key that they do not have."""
+    tasks: Any = project_app().tasks
+    connected: dict[str, bool] = {}  # by the receiver, whether one of its connections has keys
+    for one in receivers.connections():
+        task = tasks.get(one.receiver)
+        has_keys = task is None or takes_turns(merged(one.options, task), task)
+        connected[one.receiver] = has_keys or connected.get(one.receiver, False)
+    return [
+        Warning(
+            f"{name} says on_failure={tasks[name].after_failure!r}, which is about the key of a delivery that fails, "
+            "but it takes no turns, so its deliveries have no keys.",
+            hint="Give it ordered=True, or connect it with coalesce=True; or leave on_failure= out.",
+            id="dcs.W002",
+        )
+        for name, has_keys in connected.items()
+        if not has_keys and tasks[name].after_failure is not None
     ]
 
 

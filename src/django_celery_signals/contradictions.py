@@ -46,17 +46,23 @@ def check_against_signal(options: SendingOptions, signal: Any, senders: list[Any
         )
 
 
-def check_delay(options: SendingOptions, where: str) -> None:
+def check_delay(options: SendingOptions, of_task: Any, where: str) -> None:
     """Refuse a sending that would have expired before it is due.
+
+    Args:
+        options: of the connection.
+        of_task: its ``expires``, which counts where the connection has none.
+        where: what to call the place in an error.
 
     Raises:
         ConnectError: saying what to write instead.
     """
-    expires = options.expires.total_seconds() if isinstance(options.expires, timedelta) else options.expires
+    given = of_task if options.expires is None else options.expires
+    expires = given.total_seconds() if isinstance(given, timedelta) else given
     for name, delay in (("countdown", options.countdown), ("debounce", options.debounce)):
         if delay is not None and isinstance(expires, (int, float)) and delay >= expires:
             raise ConnectError(
-                f"{where}: expires={options.expires!r} is over before {name}={delay} is, so nothing would ever run. "
+                f"{where}: expires={given!r} is over before {name}={delay} is, so nothing would ever run. "
                 f"Let it expire later than {delay} seconds after the sending."
             )
 

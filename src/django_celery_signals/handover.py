@@ -60,7 +60,7 @@ class Patience:
         """Begin with ``PUBLISH_TIMEOUT`` seconds."""
         self.left, self.free = conf.get().PUBLISH_TIMEOUT, free
         self.count = 0  # messages that share it
-        self.lanes: set[str] = set()  # of which one has asked for its turn
+        self.lanes: dict[str, Any] = {}  # of which one has asked for its turn; None: it is there for certain
 
     @contextmanager
     def spent(self) -> Iterator[float]:

@@ -151,7 +151,7 @@ def _connect(
     body, cls = body_and_class(task, name)
     place, signals, senders = f"receiver {name}", each_signal(signal), several(sender)
     own = options.merged_with_class(options.read(given, place), cls, name)
-    contradictions.check_delay(own, place)
+    contradictions.check_delay(own, running_option(name, cls, "expires"), place)
     each_sender(own.exclude or (), lambda _: None, f"{place}: exclude")
     _check_where(where, signals, place)
     together = {option: running_option(name, cls, option) for option in ("batch", "chunk_size")}

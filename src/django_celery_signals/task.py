@@ -11,6 +11,7 @@ from celery.contrib.django.task import DjangoTask
 
 from .bridge import connectable, is_sending, send, target_of
 from .conf import is_positive
+from .contradictions import check_delay
 from .durable.failing import hooks
 from .durable.reference import is_chunk
 from .exceptions import ConnectError
@@ -161,7 +162,7 @@ class ReceiverTask(DjangoTask):  # type: ignore[type-arg]
         """
         super().on_bound(app)
         _part_from_handler(cls)  # once more: Celery's annotations come after the class
-        merged_with_class(SendingOptions(), cls, str(cls.name))
+        check_delay(merged_with_class(SendingOptions(), cls, str(cls.name)), cls.expires, f"task {cls.name}")
         given = {name: getattr(cls, name) for name in RUNNING_NAMES}
         check_running({**given, "on_failure": cls.after_failure}, f"task {cls.name}")
         # app.tasks would finish loading the app while it is still making this very task.

@@ -413,6 +413,23 @@ def test_debounce_waits_no_longer_than_it_may(stage: Stage, options: dict[str, f
 
 
 @each_kind
+def test_countdown_of_what_waits(stage: Stage) -> None:
+    """What may not start yet is not folded into a run that may, and neither is what waits behind it."""
+    runs = counting(stage, countdown=60)
+    stage.send("a", 1, 2, 3)
+    age(stage, 70, 65, 5)
+    assert 1 == stage.relay()
+    stage.work()
+    assert [(2, 1)] == shown(runs)
+    assert 1 == stage.rows(slot__isnull=False, due_at__gt=In(50), due_at__lt=In(56)).count()
+
+    stage.rows().update(created_at=In(-61), due_at=In(-1))
+    assert 1 == stage.relay()
+    stage.work()
+    assert ([(2, 1), (3, 0)], {}) == (shown(runs), states(stage.alias))
+
+
+@each_kind
 def test_debounce_of_what_waits_behind_a_run(stage: Stage) -> None:
     """What is sent while the receiver runs begins only after a quiet time, too, which counts from its sending."""
     runs = counting(stage, debounce=20, atomic=False)

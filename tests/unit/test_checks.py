@@ -11,6 +11,7 @@ from django.db.models.signals import post_save
 from django.dispatch import Signal
 from django.test import override_settings
 
+from django_celery_signals import connect, disconnect
 from django_celery_signals.durable import saving
 from tests.receiving import Receiving
 from tests.shop.models import Tag
@@ -55,3 +56,20 @@ def test_dcs_W001_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(connections["default"].settings_dict, "OPTIONS", {"transaction_mode": "DEFERRED"})
     with override_settings(DJANGO_CELERY_SIGNALS={}):
         assert ["dcs.W001"] == [message.id for message in found()]
+
+
+def test_dcs_W002(receiving: Receiving) -> None:
+    """A receiver that says what a failure does to its key, and has none, is named, with what to give it."""
+    bell = Signal()
+    alone = receiving(bell, guarantee="durable", on_failure="park")
+    receiving(bell, guarantee="durable")
+    in_order = receiving(bell, guarantee="durable", on_failure="block", ordered=True, key=lambda n: n)
+    folding = receiving(bell, guarantee="durable", on_failure="block")
+    connect(bell, folding, guarantee="durable", coalesce=True, key=lambda n: n, dispatch_uid="folding")
+
+    messages = [message for message in found() if message.id == "dcs.W002"]
+
+    assert [True] == [alone.name in message.msg and "on_failure='park'" in message.msg for message in messages]
+    assert in_order.name not in messages[0].msg
+    assert "ordered=True" in messages[0].hint
+    disconnect(bell, folding, dispatch_uid="folding")

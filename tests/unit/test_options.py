@@ -297,6 +297,24 @@ def test_what_expires_before_it_is_due(options: dict[str, Any], delay: str, task
         connect(post_save, tasks.shared(), sender=Order, **options)
 
 
+@pytest.mark.parametrize("declared", [{"countdown": 60}, {"debounce": 60}])
+def test_what_a_task_lets_expire_before_it_is_due(declared: dict[str, Any], tasks: Tasks) -> None:
+    """So is one whose expiry is the task's own: in ``connect()``, and on the task itself for the literal line."""
+    (delay,) = (f"{name}={value}" for name, value in declared.items())
+    text = rf"expires=30 is over before {delay} is.* later than 60 seconds after the sending"
+
+    task, options = tasks.shared(expires=30), {**declared, "guarantee": "durable"}
+
+    with pytest.raises(ConnectError, match=text):
+        connect(some_signal, task, **options)
+    with pytest.raises(ConnectError, match=text):
+        tasks.shared(expires=30, **options).name  # noqa: B018 - made when it is looked at
+    with pytest.raises(ConnectError, match=text):
+        receiver_task(some_signal, name=tasks.name(), expires=30, **options)(ignore)
+    connect(post_save, task, sender=Order, **options, expires=90)
+    disconnect(post_save, task, sender=Order)
+
+
 @pytest.mark.parametrize("expires", [61, timedelta(minutes=2), datetime(2020, 1, 1, tzinfo=UTC), None])
 def test_what_expires_later(expires: Any, tasks: Tasks) -> None:
     """What has time to begin is connected; a moment is nobody's mistake."""

@@ -122,7 +122,8 @@ def fold_in(lease: Lease, known: Any) -> Envelope:
     followers = deliveries(lease.using).followers(known.lane, MOST) if is_followed else ()
     # The head itself need not be the oldest: one that was parked and is retried, or was committed late, is older.
     readable = _read(lease, followers)
-    folded = list(takewhile(lambda row: row.pk in readable, followers))  # behind another they wait for their turn
+    # Behind one that cannot be folded, or may not yet, they wait for their turn.
+    folded = list(takewhile(lambda row: row.pk in readable and _may_start(lease, row), followers))
     if not folded:
         return envelope
     rows = sorted((known, *folded), key=lambda row: row.pk)
@@ -138,6 +139,12 @@ def fold_in(lease: Lease, known: Any) -> Envelope:
         return envelope
     logger.debug("Delivery %s of %r stands for %d more.", lease.pk, lease.using, len(folded))
     return together
+
+
+def _may_start(lease: Lease, row: Any) -> bool:
+    """Tell whether the countdown of a delivery is over; a debounced one has none of its own."""
+    countdown = row.options.get("countdown")
+    return not countdown or "debounce" in row.options or deliveries(lease.using).age(row) >= countdown
 
 
 def _latest(moments: Sequence[str | None]) -> str | None:

@@ -56,6 +56,7 @@ class Texts:
     mark: str  # the same
     followers: str
     next: str
+    strays: str
     free: str  # a condition: no other of a lane has the slot, or waits before this one
 
 
@@ -97,6 +98,8 @@ def _texts(connection: BaseDatabaseWrapper, returns: bool) -> Texts:
         "published": ", ".join(f"{table}.{quote(name)}" for name in PUBLISHED),
         "returning": f"RETURNING {whole}" if returns else "",
     }
+    names["first"] = "ORDER BY other.lane, other.id LIMIT 1"
+    names["next_lane"] = f"(SELECT other.lane FROM {names['others']} WHERE other.state = {names['ready']} AND"  # noqa: S608
     names["followed"] = _FOLLOWED.format(**names)
     names["returning_followed"] = f"{names['returning']}, {names['followed']}" if returns else ""
     absent = () if connection.vendor == "postgresql" else ("claim", "mark", "many")
@@ -148,5 +151,11 @@ _TEXTS = {
     "WHERE id = ANY(%s) AND claim = %s AND state = {ready}",
     "followers": f"SELECT {{bare}}, {{bytes}}(payload) AS size {_WAITING} ORDER BY lane, id LIMIT %s",
     "next": f"SELECT {{bare}} {_WAITING} {_UNLESS_HELD} ORDER BY lane, id LIMIT 1",
+    # From lane to lane, however many deliveries each has; MySQL and MariaDB go no more than a thousand steps.
+    "strays": "WITH RECURSIVE walk (lane, steps) AS (SELECT {next_lane} other.lane > %s {first}), 1 UNION ALL "
+    "SELECT {next_lane} other.lane > walk.lane {first}), steps + 1 FROM walk WHERE lane IS NOT NULL AND steps < %s) "
+    "SELECT lane, (SELECT other.due_at IS NULL AND other.slot IS NULL FROM {others} WHERE other.lane >= walk.lane AND "
+    "other.lane <= walk.lane AND other.state = {ready} {first}), "
+    "(SELECT 1 FROM {table} AS holder WHERE holder.slot = walk.lane) FROM walk WHERE lane IS NOT NULL",
     "free": f"{_NO_HOLDER} AND {_NONE_BEFORE}",
 }

@@ -16,6 +16,7 @@ from typing import Any, Self
 from django.db import IntegrityError, connections, transaction
 from django.db.models import BooleanField, Case, Count, Exists, F, OuterRef, Q, Subquery, When
 from django.db.models.expressions import RawSQL
+from django.db.models.functions import Coalesce
 
 from .clock import In, by_index, instant, lock_no_gaps
 from .rows import RowQuerySet, State
@@ -74,8 +75,12 @@ class TurnQuerySet(RowQuerySet):
         delay = max(row.options.get("countdown", 0.0), row.options.get("debounce", 0.0))
         if not delay:
             return 0.0
+        return max(0.0, float(delay) - self.age(row))
+
+    def age(self, row: Any) -> float:
+        """Return the seconds since a delivery was written, by the database's clock; 0, if it is gone."""
         now = self.filter(pk=row.pk).values_list(In(0), flat=True).first() or row.created_at
-        return float(max(0.0, self._between(now, row.created_at) + delay))
+        return self._between(row.created_at, now)
 
     def _between(self, earlier: datetime, later: datetime) -> float:
         return (instant(later, connections[self.db]) - instant(earlier, connections[self.db])).total_seconds()
@@ -138,12 +143,17 @@ class TurnQuerySet(RowQuerySet):
         """Return lanes in which deliveries wait though none has the slot, and where to go on; empty: at the start.
 
         That is what a process leaves behind that dies after it ended a delivery, or sent one, and before it let the
-        next have its turn. What is due comes by itself. A lane in which many wait costs no more than any other.
+        next have its turn. Where the oldest is due, that comes by itself.
+
+        Args:
+            after: the lane that was looked at last.
+            limit: lanes to look at; one in which many wait costs no more than any other.
         """
-        with by_index(connections[self.db], self.model, LANES):
-            lanes = list(self.waiting().filter(due_at=None, lane__gt=after).values_list("lane", flat=True)[:limit])
-        held = set(self.filter(slot__in=set(lanes)).values_list("slot", flat=True))
-        return [lane for lane in dict.fromkeys(lanes) if lane not in held], lanes[-1] if len(lanes) == limit else ""
+        with connections[self.db].cursor() as cursor:
+            cursor.execute(texts_for(self.db).strays, (after, limit))
+            lanes = sorted(cursor.fetchall())
+        strays = [lane for lane, is_left, is_held in lanes if is_left and not is_held]
+        return strays, lanes[-1][0] if len(lanes) == limit else ""
 
     def drop(self) -> int:
         """Delete rows, and let those go on that wait behind them; return how many were deleted."""
@@ -163,11 +173,15 @@ class TurnQuerySet(RowQuerySet):
     # What people see ---------------------------------------------------------------------------------------------
 
     def blocked(self) -> Self:
-        """Return the failed deliveries that block their keys, each with ``behind``: how many wait for it."""
+        """Return the failed deliveries that block their keys, each with ``behind``, how many wait for it, and
+        ``known_key``, its key or that of one that waits.
+        """
         everywhere = self.model.objects.using(self.db)
         waiting = everywhere.filter(state=State.READY, slot=None, lane=OuterRef("slot"))
         counts = waiting.values("state").annotate(count=Count("pk")).values("count")
-        return self.filter(state=State.FAILED, slot__isnull=False).annotate(behind=Subquery(counts))
+        known = Coalesce("key", Subquery(waiting.values("key")[:1]))  # its own is erased in time
+        blocked = self.filter(state=State.FAILED, slot__isnull=False)
+        return blocked.annotate(behind=Subquery(counts), known_key=known)
 
     def behind(self) -> int:
         """Return how many deliveries wait behind those of these rows that have failed and block their keys."""

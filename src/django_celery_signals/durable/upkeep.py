@@ -24,8 +24,9 @@ from .rows import State
 logger = logging.getLogger(__name__)
 
 BATCH = 1000  # rows of one statement
+LANES = 900  # that one statement walks through
 EXPIRE_EVERY, PROBE_EVERY, STRAYS_EVERY, PURGE_EVERY = 1.0, 2.0, 5.0, 10.0  # seconds
-STEPS = 20  # batches of waiting deliveries that one look for strays reads, at most
+LOOK = 0.5  # seconds that one look for strays lasts
 LONG_LOCK = 0.1  # seconds for which SQLite's lock may be waited for without a thought
 UNKNOWN_WAIT, UNKNOWN_TRIES = 60.0, 60  # seconds, times: an hour, for a deploy may be under way
 
@@ -127,15 +128,14 @@ class Upkeep:
             deliveries(self.using).pass_turn(row.lane)
 
     def lead_strays(self) -> bool:
-        """Let those have their turn that were left behind by a process that died; a bounded number of lanes a time."""
-        rows = deliveries(self.using)
-        for _ in range(STEPS):
-            lanes, self._lane = rows.strays(self._lane, BATCH)
+        """Let those have their turn that were left behind by a process that died; the next look goes on from there."""
+        rows, until = deliveries(self.using), time.monotonic() + LOOK
+        while True:
+            lanes, self._lane = rows.strays(self._lane, LANES)
             for lane in lanes:
                 rows.pass_turn(lane)
-            if not self._lane:
-                break
-        return False
+            if not self._lane or time.monotonic() > until:
+                return False
 
     def purge(self) -> bool:
         """Delete and erase in small steps."""

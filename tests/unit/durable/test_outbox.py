@@ -582,7 +582,7 @@ def test_what_cannot_be_put_back_is_late(
 
 @pytest.mark.django_db(transaction=True)
 def test_a_wait_that_is_interrupted(receiving: Receiving, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ends the wait from outside, such as a time limit, passes; the relay finds out what became of the message."""
+    """What ends the wait from outside, such as a time limit, passes; the relay sends it, or a copy."""
     receiving(bell, guarantee="durable")
 
     def interrupted(self: Publisher, *args: Any) -> None:
@@ -594,7 +594,7 @@ def test_a_wait_that_is_interrupted(receiving: Receiving, monkeypatch: pytest.Mo
         bell.send(sender="door")
 
     assert [] == lost
-    assert [State.SENT] == states()
+    assert [State.READY] == states()
 
 
 @pytest.mark.django_db(transaction=True)
@@ -716,6 +716,21 @@ def test_many_of_a_key_in_a_transaction(alias: str, kind: str, celery_app: Celer
 
 
 @each_database
+def test_a_savepoint_that_is_rolled_back_by_hand(alias: str, celery_app: Celery, receiving: Receiving) -> None:
+    """Django then calls the hook of a sending that is undone; it takes no turn from the next of its key."""
+    receiving(bell, guarantee="durable", **ORDERED)
+    with transaction.atomic(using=alias):
+        point = transaction.savepoint(using=alias)
+        bell.send(sender="ghost", using=alias, key="a")
+        connections[alias].cursor().execute(f"ROLLBACK TO SAVEPOINT {connections[alias].ops.quote_name(point)}")
+        bell.send(sender="door", using=alias, key="a")
+
+    [row] = deliveries(alias)
+    assert (State.SENT, row.lane) == (row.state, row.slot)
+    assert [row.pk] == [pk for _, pk, _ in references(take(celery_app))]
+
+
+@each_database
 @pytest.mark.parametrize(
     ("options", "seconds", "asked"),
     [
@@ -813,6 +828,21 @@ def lane(receiving: Receiving) -> str:
             ring()
     deliveries("default").update(due_at=None)
     return str(deliveries("default").first().lane)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_next_when_the_time_is_over(lane: str, celery_app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What had its turn when a time limit ended the publication is the relay's at once, and keeps the turn."""
+
+    def publish(*_: Any) -> None:
+        raise SoftTimeLimitExceeded
+
+    monkeypatch.setattr(outbox, "publish", publish)
+    outbox.publish_next(celery_app, "default", lane)
+
+    first = deliveries("default").order_by("pk")[0]
+    assert (State.READY, lane, 0) == (first.state, first.slot, first.sends)
+    assert is_due(first, "default")
 
 
 @pytest.mark.django_db(transaction=True)
@@ -1159,6 +1189,7 @@ def test_what_no_probe_finds_is_waited_for(celery_app: Celery, monkeypatch: pyte
     given: list[Any] = []
     monkeypatch.setattr(outbox, "publish", lambda message, patience, doubt: given.append(doubt))
     row = SimpleNamespace(
+        folds=False,
         **{
             "pk": 1,
             "token": 2,

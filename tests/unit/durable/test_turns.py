@@ -438,20 +438,24 @@ def test_strays(alias: str) -> None:
     placed(alias, "g", state=State.FAILED)
     placed(alias, None)
 
+    placed(alias, "h", due_at=moment(60))
+    placed(alias, "h")
+
     assert (["a", "f"], "") == deliveries(alias).strays("", 100)
 
 
 @each_kind
 def test_strays_in_parts(alias: str) -> None:
-    """No statement looks at more rows than it is told to; a lane of many costs no more than one of few."""
+    """No statement looks at more lanes than it is told to; a lane of many costs no more than one of few."""
     for lane in "abbbbbcd":
         placed(alias, lane)
+    holder(alias, lane="c")
 
     seen, after = [], ""
     for _ in range(3):
         lanes, after = deliveries(alias).strays(after, 2)
         seen.append((lanes, after))
-    assert [(["a", "b"], "b"), (["c", "d"], "d"), ([], "")] == seen
+    assert [(["a", "b"], "b"), (["d"], "d"), ([], "")] == seen
 
 
 # What people do ------------------------------------------------------------------------------------------------------
@@ -533,8 +537,13 @@ def test_blocked(alias: str) -> None:
         placed(alias, lane)
     placed(alias, "a", state=State.DONE)
 
+    deliveries(alias).filter(pk__in=[one, free]).update(key="its own")
+    deliveries(alias).filter(lane__in="ab", state=State.READY).update(key="behind")
+
     found = {each.pk: each.behind or 0 for each in deliveries(alias).blocked()}
     assert {one: 3, two: 2, free: 0} == found
+    keys = dict(deliveries(alias).blocked().values_list("pk", "known_key"))
+    assert {one: "its own", two: "behind", free: "its own"} == keys
     assert [5, 3, 0] == [deliveries(alias).filter(pk__in=pks).behind() for pks in ([one, two, free], [one], [free])]
     assert 5 == deliveries(alias).behind() == deliveries(alias).failed().behind()
 

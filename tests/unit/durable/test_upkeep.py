@@ -301,19 +301,20 @@ def test_strays(upkeep: Upkeep, tasks: Tasks) -> None:
 
 
 def test_strays_among_many(upkeep: Upkeep, tasks: Tasks, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A look reads a bounded number of rows, the next goes on from there, and begins anew at the end."""
-    monkeypatch.setattr(module, "BATCH", 2)
-    monkeypatch.setattr(module, "STEPS", 2)
+    """A look lasts a bounded time, the next goes on from there, and begins anew at the end."""
+    monkeypatch.setattr(module, "LANES", 2)
+    monkeypatch.setattr(module, "LOOK", -1)
     for lane in "abcdefg":
         place("default", tasks.shared(), lane=lane, due_at=None)
     seen = []
-    for _ in range(3):
+    for _ in range(5):
         upkeep.lead_strays()
         seen.append("".join(deliveries("default").exclude(slot=None).order_by("pk").values_list("slot", flat=True)))
     deliveries("default").filter(lane="a").update(slot=None, due_at=None)
-    upkeep.lead_strays()
+    for _ in range(4):
+        upkeep.lead_strays()
 
-    assert ["abcd", "abcdefg", "abcdefg"] == seen
+    assert ["ab", "abcd", "abcdef", "abcdefg", "abcdefg"] == seen
     assert 7 == deliveries("default").exclude(slot=None).count()
 
 

@@ -87,7 +87,7 @@ class Command(BaseCommand):
             for row in blocked.iterator(chunk_size=500):
                 self.stdout.write(
                     f"{alias}:{row.pk}  blocked since {row.finished_at:%Y-%m-%d %H:%M:%S}  {row.receiver}  "
-                    f"key={row.key}  behind={row.behind or 0}  {row.summary}  {row.fingerprint}"
+                    f"key={row.known_key}  behind={row.behind or 0}  {row.summary}  {row.fingerprint}"
                 )
 
     def relay(self, options: dict[str, Any]) -> None:
