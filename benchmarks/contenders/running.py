@@ -112,6 +112,10 @@ def many() -> Work:
     def work(count: int) -> dict[str, float]:
         for _ in range(count):
             _save()
+        if settings.GIVEN.get("chunk"):
+            from django_celery_signals import Relay
+
+            Relay(app=app).once()
         with _worker(*settings.GIVEN["worker"]):
             _, first = listener.hear()
             moments = [listener.hear()[1] for _ in range(count - 1)]

@@ -28,7 +28,7 @@ def connect_ours() -> None:
     """A durable receiver."""
     from django_celery_signals import receiver_task
 
-    @receiver_task(post_save, sender=Order, name="benchmarks.notify")
+    @receiver_task(post_save, sender=Order, name="benchmarks.notify", chunk_size=settings.GIVEN.get("chunk"))
     def notify(instance: Order, **_: Any) -> None:
         tell(instance)
 
