@@ -18,13 +18,15 @@ def _request(broker: str) -> Benchmark:
         contenders=[
             Contender(name="bare save", place=f"{_HERE}requesting:bare", system="plain", site=site),
             Contender(name="by hand", place=f"{_HERE}requesting:by_hand", system="plain", site=site),
+            Contender(name="task.delay() at once", place=f"{_HERE}requesting:at_once", system="plain", site=site),
             Contender(name="ours", place=f"{_HERE}requesting:ours", site=site),
         ],
         goals=[Goal(of="ours", to="by hand", most=1.0, beyond="bare save")],
         count=200,
         needs=("postgres", broker),
         note="Save an order in a transaction: with nobody listening, with `on_commit(lambda: task.delay(order.pk))`, "
-        "with a durable receiver. The goal is about what comes on top of the save.",
+        "with `task.delay(order.pk)` before the commit, with a durable receiver. The goal is about what comes on top "
+        "of the save.",
     )
 
 
@@ -35,6 +37,8 @@ def _relay(broker: str, *peers: Contender) -> Benchmark:
         contenders=[
             Contender(name="raw client", place=f"{_HERE}relaying:raw", site=site),
             Contender(name="ours", place=f"{_HERE}relaying:ours", site=site),
+            Contender(name="ours, two relays", place=f"{_HERE}relaying:by_two", site=site),
+            Contender(name="ours, chunk_size=50", place=f"{_HERE}relaying:in_chunks", site=site),
             *peers,
         ],
         goals=[
@@ -55,15 +59,20 @@ def _soon(broker: str, pool: str) -> Benchmark:
     def site(**more: object) -> dict[str, object]:
         return {"broker": broker, "teller": free_port(), "worker": worker, **more}
 
+    by_relay = {"library": {"FAST_PATH_LIMIT": 0, "EMBED_RELAY": True}}
+    alone = [Contender(name="ours, by the relay alone", place=f"{_HERE}running:soon", site=site(**by_relay))]
+    alone = alone if pool == "prefork" and broker == "rabbitmq" else []
     return Benchmark(
         title=f"from the commit to the receiver, {broker}, {pool}",
         contenders=[
             Contender(name="by hand", place=f"{_HERE}running:soon", system="plain", site=site()),
             Contender(name="ours", place=f"{_HERE}running:soon", site=site()),
+            *alone,
         ],
         goals=[
             Goal(of="ours", to="by hand", most=1.3, figure="p50"),
             Goal(of="ours", to="by hand", most=3.0, figure="p99"),
+            *(Goal(of=one.name, to="by hand", most=2.0, figure="p50") for one in alone),
         ],
         count=200,
         needs=("postgres", broker),
@@ -100,6 +109,24 @@ def _many(broker: str) -> Benchmark:
     )
 
 
+def _send_on(database: str) -> Benchmark:
+    def site(name: str) -> dict[str, object]:
+        return {"database": database, "suffix": f"_{name}", **_SLOWLY}
+
+    return Benchmark(
+        title=f"a durable sending, {database}",
+        contenders=[
+            Contender(name="raw INSERT", place=f"{_HERE}sending:row_by_row_anywhere", site=site("raw")),
+            Contender(name="ours", place=f"{_HERE}sending:ours", site=site("ours")),
+        ],
+        goals=[],
+        count=400,
+        needs=(database,) if database != "sqlite" else (),
+        note="As on PostgreSQL, in one open transaction. There is no goal: SQLite has no round trip that could hide "
+        "Python's work, which is the same.",
+    )
+
+
 SUITE: dict[str, Benchmark] = {
     "message": Benchmark(
         title="build one message",
@@ -129,6 +156,26 @@ SUITE: dict[str, Benchmark] = {
         count=400,
         note="In one open transaction. The raw INSERT is prepared, and writes the row that ours writes. The peers keep "
         "less: none carries a signal's arguments.",
+    ),
+    "send-mariadb": _send_on("mariadb"),
+    "send-sqlite": _send_on("sqlite"),
+    "run": Benchmark(
+        title="a worker's work on one delivery",
+        contenders=[
+            Contender(name="Celery alone", place=f"{_HERE}completing:bare", system="plain"),
+            Contender(name="two statements", place=f"{_HERE}completing:statements"),
+            Contender(name="ours, atomic=False", place=f"{_HERE}completing:ours_without_a_transaction"),
+            Contender(name="ours", place=f"{_HERE}completing:ours"),
+            Contender(name="ours, chunk_size=50", place=f"{_HERE}completing:ours_together"),
+        ],
+        goals=[
+            Goal(of="ours, atomic=False", to="two statements", most=2.0, beyond="Celery alone"),
+            Goal(of="ours, chunk_size=50", to="ours", most=0.25),
+        ],
+        count=500,
+        note="A receiver that does nothing, of a snapshot, run as a worker runs it, without a broker. Two statements: "
+        "the prepared UPDATE that opens the row, and the DELETE that completes it. The goal for the round trips, two, "
+        "is kept by a test; these ratios are what Python adds.",
     ),
     "bulk": Benchmark(
         title="1,000 durable sendings in batched()",
@@ -200,6 +247,7 @@ SUITE: dict[str, Benchmark] = {
     "latency": _soon("rabbitmq", "prefork"),
     "latency-redis": _soon("redis", "prefork"),
     "latency-solo": _soon("rabbitmq", "solo"),
+    "latency-threads": _soon("rabbitmq", "threads"),
     "backlog": _many("rabbitmq"),
     "backlog-redis": _many("redis"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,18 +14,25 @@ Work = Callable[[int], dict[str, float]]
 WINDOW = 500  # messages without a confirm
 
 
-def _relaying(fill: Callable[[int], Any], relay: Callable[[], Any], empty: Callable[[], Any]) -> Work:
-    """Return what fills the table, relays all of it, which is timed, and throws away what waits for workers."""
+def _relaying(fill: Callable[[int], Any], relay: Callable[[], Any], empty: Callable[[], Any], each: int = 1) -> Work:
+    """Return what fills the table, relays all of it, which is timed, and throws away what waits for workers.
+
+    Args:
+        fill: writes so many rows.
+        relay: brings all of them to the broker.
+        empty: removes what is left of them.
+        each: rows that a message carries.
+    """
 
     def work(count: int) -> dict[str, float]:
         fill(count)
         began = time.perf_counter()
         relay()
-        each = (time.perf_counter() - began) / count
+        seconds = time.perf_counter() - began
         found = app.control.purge()
-        assert found == count, f"{found} of {count} messages have arrived"
+        assert found * each == count, f"{found} messages have arrived of {count} rows"
         empty()
-        return {"each": each}
+        return {"each": seconds / count}
 
     return work
 
@@ -40,17 +48,63 @@ def _fill(order: Any) -> Callable[[int], None]:
     return fill
 
 
+def _relay() -> Any:
+    from django_celery_signals import Relay
+
+    relay = Relay(app=app)
+    relay._upkeep["default"].work = lambda: None  # of the table, once in a while; not a part of what is asked
+    return relay
+
+
 def ours() -> Work:
     """The relay: claim, publish, mark. Its rows stay until the receiver has succeeded; here nobody receives."""
     make_ready()
     fill = _fill(_an_order())
     _receive()
-    from django_celery_signals import Relay
     from django_celery_signals.models import Delivery
 
-    relay = Relay(app=app)
-    relay._upkeep["default"].work = lambda: None  # of the table, once in a while; not a part of what is asked
-    return _relaying(fill, relay.once, lambda: Delivery.objects.all().delete())
+    return _relaying(fill, _relay().once, lambda: Delivery.objects.all().delete())
+
+
+def in_chunks() -> Work:
+    """The same for a receiver with ``chunk_size=50``: 50 rows in a message."""
+    make_ready()
+    fill = _fill(_an_order())
+    _receive(chunk_size=50)
+    from django_celery_signals.models import Delivery
+
+    return _relaying(fill, _relay().once, lambda: Delivery.objects.all().delete(), each=50)
+
+
+def _second(told: Any) -> None:
+    """Be another process's relay, which works when it is told to, and says when it is done."""
+    make_ready()
+    _receive()
+    relay = _relay()
+    told.send("ready")
+    while told.recv():
+        relay.once()
+        told.send("done")
+
+
+def by_two() -> Work:
+    """Two relays, each a process."""
+    make_ready()
+    fill = _fill(_an_order())
+    _receive()
+    from django_celery_signals.models import Delivery
+
+    relay, context = _relay(), multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    context.Process(target=_second, args=(there,), daemon=True).start()
+    assert here.recv() == "ready"
+
+    def both() -> None:
+        here.send("go")
+        relay.once()
+        here.recv()
+
+    return _relaying(fill, both, lambda: Delivery.objects.all().delete())
 
 
 def raw() -> Work:

@@ -59,6 +59,24 @@ def by_hand() -> Work:
     return _saving()
 
 
+def at_once() -> Work:
+    """The line of those who forget the transaction: ``task.delay(order.pk)`` in the receiver of the signal."""
+    make_ready()
+    from django.db.models.signals import post_save
+
+    from benchmarks.site.models import Order
+
+    @app.task(name="benchmarks.notify")
+    def notify(pk: int) -> None: ...
+
+    def send(instance: Order, **_: Any) -> None:
+        notify.delay(instance.pk)
+
+    app.finalize()
+    post_save.connect(send, sender=Order, weak=False)
+    return _saving()
+
+
 def ours() -> Work:
     """A durable receiver: a row, and its message."""
     make_ready()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from benchmarks.site.ready import app, make_ready
@@ -29,13 +30,13 @@ def _an_order() -> Any:
     return Order.objects.create(customer="Ada Lovelace", note="by the back door, please")
 
 
-def _receive() -> Any:
+def _receive(**options: Any) -> Any:
     from django.db.models.signals import post_save
 
     from benchmarks.site.models import Order
     from django_celery_signals import receiver_task
 
-    @receiver_task(post_save, sender=Order, name="benchmarks.notify")
+    @receiver_task(post_save, sender=Order, name="benchmarks.notify", **options)
     def notify(instance: Order, created: bool, **_: Any) -> None: ...
 
     app.finalize()
@@ -87,6 +88,38 @@ def row_by_row() -> Work:
             cursor.fetchone()
 
     return _in_a_transaction(insert, order)
+
+
+def row_by_row_anywhere() -> Work:
+    """The same on MariaDB and SQLite, by the cursor of their clients, which prepare nothing, or all."""
+    make_ready()
+    order = _an_order()
+    _receive()
+    from django.db import connection
+
+    from django_celery_signals.durable.texts import COUNTS, GIVEN
+
+    row = _rows(order)
+    place = "%s" if connection.vendor == "mysql" else "?"
+    now = "UTC_TIMESTAMP(6)" if connection.vendor == "mysql" else "'2026-01-01 00:00:00.000000'"
+    values = [json.dumps(row.options) if name == "options" else getattr(row, name) for name in GIVEN]
+    places = ", ".join([place] * len(GIVEN) + ["0"] * len(COUNTS))
+    text = (
+        f"INSERT INTO {row._meta.db_table} ({', '.join(_quoted(connection, (*GIVEN, *COUNTS)))}, due_at, created_at) "
+        f"VALUES ({places}, {now}, {now})"
+    )
+    raw = connection.connection
+
+    def insert(_: Any) -> None:
+        cursor = raw.cursor()
+        cursor.execute(text, values)
+        cursor.close()
+
+    return _in_a_transaction(insert, order)
+
+
+def _quoted(connection: Any, names: Iterable[str]) -> list[str]:
+    return [connection.ops.quote_name(name) for name in names]
 
 
 def outbox() -> Work:

@@ -45,12 +45,11 @@ _ENGINES: dict[str, dict[str, Any]] = {
         },
     },
 }
+_NAME = f"benchmarks_{SYSTEM}{GIVEN.get('suffix', '')}"
 DATABASES = {
     "default": {
         **_ENGINES[_DATABASE],
-        "NAME": GIVEN.get("file", ":memory:")
-        if _DATABASE == "sqlite"
-        else f"benchmarks_{SYSTEM}{GIVEN.get('suffix', '')}",
+        "NAME": f"{GIVEN['folder']}/{_NAME}.sqlite3" if _DATABASE == "sqlite" else _NAME,
         "PORT": GIVEN.get(_DATABASE, ""),
         "CONN_MAX_AGE": None,
     }

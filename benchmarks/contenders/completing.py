@@ -1,0 +1,160 @@
+"""What a worker does with a delivery beside Celery's own work: open it, read it, complete it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.contenders.sending import _an_order, _save_sends
+from benchmarks.site.ready import app, make_ready
+
+Work = Callable[[int], dict[str, float]]
+
+
+def _traced(task: Any) -> Callable[[Any], None]:
+    """Return what runs a task for its keyword arguments as a worker does, without a broker."""
+    from celery.app.trace import build_tracer
+
+    tracer = build_tracer(task.name, task, app=app)
+
+    def run(kwargs: Any) -> None:
+        tracer("00000000-0000-4000-8000-000000000000", (), kwargs, {"task": task.name, "delivery_info": {}})
+
+    return run
+
+
+def bare() -> Work:
+    """Celery's task that does nothing."""
+    make_ready()
+
+    @app.task(name="benchmarks.notify")
+    def notify(number: int) -> None: ...
+
+    app.finalize()
+    run = _traced(notify)
+
+    def work(count: int) -> dict[str, float]:
+        began = time.perf_counter()
+        for number in range(count):
+            run({"number": number})
+        return {"each": (time.perf_counter() - began) / count}
+
+    return work
+
+
+def _backlog(count: int, order: Any) -> list[tuple[int, int]]:
+    from django.db import transaction
+
+    from django_celery_signals.models import Delivery
+
+    Delivery.objects.all().delete()
+    with transaction.atomic():
+        for _ in range(count):
+            _save_sends(order)
+    return list(Delivery.objects.order_by("id").values_list("id", "token"))
+
+
+def _receive(**options: Any) -> Any:
+    """A receiver of snapshots: what it is given is in the envelope."""
+    from django.db.models.signals import post_save
+
+    from benchmarks.site.models import Order
+    from django_celery_signals import receiver_task
+
+    @receiver_task(post_save, sender=Order, name="benchmarks.notify", instance="snapshot", **options)
+    def notify(instance: Order, created: bool, **_: Any) -> None: ...
+
+    app.finalize()
+    return notify
+
+
+def statements() -> Work:
+    """The two statements alone, prepared: open the row and complete it."""
+    make_ready()
+    order = _an_order()
+    task = _receive()
+    from django.db import connection
+
+    from django_celery_signals.durable.clock import from_now
+    from django_celery_signals.durable.texts import texts_for
+
+    texts, (due, moment) = texts_for("default"), from_now(connection, 25.0)
+    opening = texts.open.format(due=due)
+
+    def work(count: int) -> dict[str, float]:
+        rows = _backlog(count, order)
+        raw = connection.connection
+        began = time.perf_counter()
+        for pk, token in rows:
+            with raw.cursor() as cursor:
+                cursor.execute(opening, (*moment, pk, token, task.name), prepare=True)
+                cursor.fetchall()
+                cursor.execute(texts.complete, (pk, token + 1), prepare=True)
+        return {"each": (time.perf_counter() - began) / count}
+
+    return work
+
+
+def _ours(**options: Any) -> Work:
+    make_ready()
+    order = _an_order()
+    task = _receive(**options)
+    from django_celery_signals.durable.reference import Reference
+    from django_celery_signals.wire import ARGUMENT
+
+    run = _traced(app.tasks[task.name])
+
+    def work(count: int) -> dict[str, float]:
+        messages = [
+            {ARGUMENT: Reference(alias="default", id=pk, token=token, receiver=task.name).carried()}
+            for pk, token in _backlog(count, order)
+        ]
+        began = time.perf_counter()
+        for kwargs in messages:
+            run(kwargs)
+        seconds = time.perf_counter() - began
+        assert not _left()
+        return {"each": seconds / count}
+
+    return work
+
+
+def _left() -> int:
+    from django_celery_signals.models import Delivery
+
+    return int(Delivery.objects.count())
+
+
+def ours() -> Work:
+    """A receiver that does nothing, in its transaction."""
+    return _ours()
+
+
+def ours_without_a_transaction() -> Work:
+    """The same with ``atomic=False``."""
+    return _ours(atomic=False)
+
+
+def ours_together() -> Work:
+    """The same, 50 in a message."""
+    make_ready()
+    order = _an_order()
+    task = _receive(chunk_size=50)
+    from django_celery_signals.durable.reference import Chunk
+    from django_celery_signals.wire import ARGUMENT
+
+    run = _traced(app.tasks[task.name])
+
+    def work(count: int) -> dict[str, float]:
+        rows = _backlog(count, order)
+        parts = [rows[start : start + 50] for start in range(0, count, 50)]
+        messages = [{ARGUMENT: Chunk(alias="default", receiver=task.name, rows=part).carried()} for part in parts]
+        began = time.perf_counter()
+        for kwargs in messages:
+            run(kwargs)
+        seconds = time.perf_counter() - began
+        assert not _left()
+        return {"each": seconds / count}
+
+    return work
