@@ -36,6 +36,13 @@ def among(connection: BaseDatabaseWrapper, *lists: Sequence[int]) -> tuple[str, 
     return f"IN ({', '.join(['%s'] * len(lists[0]))})", [value for values in lists for value in values]
 
 
+#: Columns that a worker must know, where they need no conversion.
+OPENED = (
+    *("id", "event_id", "receiver", "signal", "summary", "key", "lane", "folds", "token", "attempts", "reruns"),
+    *("options", "payload", "due_at"),
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Texts:
     """The statements for one database; the names of moments are for who executes them to fill in."""
@@ -96,7 +103,7 @@ def _texts(connection: BaseDatabaseWrapper, returns: bool) -> Texts:
         "lists": ", ".join(f"%s::{_LISTS.get(name, 'text')}[]" for name in (*GIVEN, "due_in")),
         "names": ", ".join(map(quote, (*GIVEN, "due_in"))),
         "published": ", ".join(f"{table}.{quote(name)}" for name in PUBLISHED),
-        "returning": f"RETURNING {whole}" if returns else "",
+        "returning": _returning(connection, whole) if returns else "",
     }
     names["first"] = "ORDER BY other.lane, other.id LIMIT 1"
     names["next_lane"] = f"(SELECT other.lane FROM {names['others']} WHERE other.state = {names['ready']} AND"  # noqa: S608
@@ -105,6 +112,11 @@ def _texts(connection: BaseDatabaseWrapper, returns: bool) -> Texts:
     absent = () if connection.vendor == "postgresql" else ("claim", "mark", "many")
     texts = {name: "" if name in absent else text.format(**names) for name, text in _TEXTS.items()}
     return Texts(returns=returns, **texts)
+
+
+def _returning(connection: BaseDatabaseWrapper, whole: str) -> str:
+    quote: Any = connection.ops.quote_name
+    return f"RETURNING {', '.join(map(quote, OPENED)) if connection.vendor == 'postgresql' else whole}"
 
 
 # What PostgreSQL takes a list of values for that is none of text.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
 from operator import attrgetter
 from typing import Any, Self
 
@@ -15,6 +18,31 @@ from .reference import Chunk, Reference
 from .rows import State, new_token
 from .texts import among, texts_for
 from .turns import TurnQuerySet
+
+
+@dataclass
+class Opened:
+    """What a worker must know of a delivery that it has opened."""
+
+    pk: int
+    event_id: str
+    receiver: str
+    signal: str
+    summary: str
+    key: str | None
+    lane: str | None
+    folds: bool
+    token: int
+    attempts: int
+    reruns: int
+    options: Any  # as the database has them, until it is made
+    payload: str | None
+    due_at: datetime
+    followed: bool = True  # whether others wait behind it, as far as was asked
+
+    def __post_init__(self) -> None:
+        """Read the options."""
+        self.options = {} if self.options == "{}" else json.loads(self.options)
 
 
 class WorkQuerySet(TurnQuerySet):
@@ -31,7 +59,7 @@ class WorkQuerySet(TurnQuerySet):
         opening, reading = (texts.open_folding, texts.read_folding) if reference.folds else (texts.open, texts.read_all)
         sql, params = opening.format(due=due), (*moment, reference.id, reference.token, reference.receiver)
         if texts.returns:
-            rows = self._surely(lambda: list(self.raw(sql, params)))
+            rows = self._surely(lambda: self._returned(sql, params))
         elif self._surely(lambda: self._execute(sql, params)):
             rows = self._opened([reference.id], [reference.token + 1], reading)
         else:
@@ -46,10 +74,16 @@ class WorkQuerySet(TurnQuerySet):
         sql = texts.open_all.format(due=due, among=condition)
         params = (*moment, new_token(), *values, chunk.receiver)
         if texts.returns:
-            return sorted(self._surely(lambda: list(self.raw(sql, params))), key=attrgetter("pk"))
+            return sorted(self._surely(lambda: self._returned(sql, params)), key=attrgetter("pk"))
         if not self._surely(lambda: self._execute(sql, params)):
             return []
         return self._opened(ids, [token + 1 for token in tokens], texts.read_all)
+
+    def _returned(self, sql: str, params: Sequence[Any]) -> list[Any]:
+        """Return what a statement returns: to make an instance of it takes longer than the rest."""
+        if connections[self.db].vendor != "postgresql":
+            return list(self.raw(sql, params))
+        return [Opened(*row) for row in self._fetch(sql, params)]
 
     def _opened(self, ids: Sequence[int], tokens: Sequence[int], reading: str) -> list[Any]:
         """Read what was opened just now; if that cannot be done, nobody runs it, and it is to be published again."""
@@ -85,7 +119,7 @@ class WorkQuerySet(TurnQuerySet):
         """Delete what is held by a token."""
         return self._surely(lambda: self._execute(texts_for(self.db).complete, (pk, token)))
 
-    def _fetch(self, sql: str, params: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    def _fetch(self, sql: str, params: Sequence[Any]) -> list[tuple[Any, ...]]:
         with connections[self.db].cursor() as cursor:
             cursor.execute(sql, params)
             return list(cursor.fetchall())
