@@ -38,31 +38,35 @@ class WorkQuerySet(TurnQuerySet):
 
     def open_together(self, chunk: Chunk, seconds: float) -> list[Any]:
         """Take those of several that can be taken; ``claim`` says of them that whatever ends this run is not theirs."""
-        connection, texts = connections[self.db], texts_for(self.db)
+        connection, texts, claim = connections[self.db], texts_for(self.db), new_token()
         (due, moment), ids, tokens = from_now(connection, seconds), *zip(*chunk.rows, strict=True)
         condition, values = among(connection, ids, tokens)
         sql = texts.open_all.format(due=due, among=condition)
-        params = (*moment, new_token(), *values, chunk.receiver)
+        params = (*moment, claim, *values, chunk.receiver)
         if texts.returns:
-            return sorted(self._surely(lambda: list(self.raw(sql, params))), key=attrgetter("pk"))
-        return (
-            self._opened(ids, [token + 1 for token in tokens])
-            if self._surely(lambda: self._execute(sql, params))
-            else []
-        )
+            rows = self._surely(lambda: list(self.raw(sql, params)))
+        elif self._surely(lambda: self._execute(sql, params)):
+            rows = self._opened(ids, [token + 1 for token in tokens], claim)
+        else:
+            rows = []
+        return sorted(rows, key=attrgetter("pk"))
 
-    def _opened(self, ids: Sequence[int], tokens: Sequence[int]) -> list[Any]:
-        """Read what was opened just now; if that cannot be done, nobody runs it, and it is to be published again."""
+    def _opened(self, ids: Sequence[int], tokens: Sequence[int], claim: int | None = None) -> list[Any]:
+        """Read what was opened just now; if that cannot be done, nobody runs it, and it is to be published again.
+
+        A delivery may be in several messages, with the same token, so ``claim`` tells what this one has opened.
+        """
         connection = connections[self.db]
         condition, values = among(connection, ids, tokens)
         try:
-            return list(self.raw(texts_for(self.db).read_all.format(among=condition), values))
+            rows = list(self.raw(texts_for(self.db).read_all.format(among=condition), values))
         except Error:
             if not connection.in_atomic_block:
                 with suppress(Error):
                     connection.close()  # or the next statement fails as well
-                    self.running(ids, tokens).rerun()
+                    self.running(ids, tokens).filter(claim=claim).rerun()
             raise
+        return [row for row in rows if row.claim == claim]
 
     def running(self, ids: Sequence[int], tokens: Sequence[int]) -> Self:
         """Return what a worker holds; nobody guesses a token, so pairs need no check."""
