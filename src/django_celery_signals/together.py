@@ -125,6 +125,7 @@ def _its_request(task: Any, hold: Held) -> Iterator[None]:
         yield
     finally:
         task.request.update(id=own_id, hold=None)
+        task.request.__dict__.pop("override_max_retries", None)  # of a retry() in this run, and not of the next one's
 
 
 @contextmanager
