@@ -76,11 +76,14 @@ def _keys(holds: Sequence[Held]) -> tuple[list[int], list[int]]:
 
 
 def complete_together(task: Any, holds: Sequence[Held]) -> None:
-    """Note that the receiver succeeded with all of some deliveries, in one statement.
+    """Note that the receiver succeeded with all of some deliveries, in one statement but for those to run once more.
 
     Raises:
         LeaseLost: when another run has one of them; whatever the receiver did is to be rolled back.
     """
+    for hold in [hold for hold in holds if hold.retry_in is not None]:
+        hold.complete()
+    holds = [hold for hold in holds if hold.retry_in is None]
     if not holds:
         return
     using, receiver = holds[0].lease.using, holds[0].known.receiver
@@ -148,15 +151,13 @@ class Later:
         return self.hold.is_expired()
 
     def complete(self) -> None:
-        """Be completed with the others, unless the receiver asked for another run and went on.
+        """Be completed with the others: a row that is changed now could not be renewed until all have run.
 
         Raises:
             TransactionManagementError: when the receiver has left a transaction that can only be rolled back.
         """
         connections[self.hold.lease.using].validate_no_broken_transaction()
-        self.is_done = self.hold.retry_in is None
-        if not self.is_done:
-            self.hold.complete()
+        self.is_done = True
 
     def succeeded(self, event: Event, runtime: float) -> None:
         """Tell that later."""
