@@ -26,6 +26,7 @@ from tests.reports import VARIABLE, connected, report
 from tests.shop.models import Person, Product, RushOrder, Tag
 from tests.waiting import wait_until
 
+DEADLY = "deadly"  # whoever works on it together with others dies
 SLOW = "product 0"  # is indexed for so long that its next run would begin meanwhile, if it could
 
 placed = Signal()
@@ -75,6 +76,17 @@ def die(name: str, using: str, event: Event) -> None:
     """Take the process along, each time."""
     _leave(name, using, event)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@shared_task(base=ReceiverTask, guarantee="durable", chunk_size=50)
+def together(name: str, using: str) -> None:
+    """Leave an effect beside those of other events in one transaction; one name takes the process along, each time."""
+    Person.objects.using(using).create(name=f"together {name}")
+    known = current_task.request.hold.known
+    report("together", name=name, charged=known.attempts + known.crashes, reruns=known.reruns)
+    if name == DEADLY:
+        os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
 
 
 @shared_task(base=ReceiverTask, guarantee="durable")

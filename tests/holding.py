@@ -13,11 +13,12 @@ from django.dispatch import Signal
 from django.test import override_settings
 
 from django_celery_signals.durable.deliveries import State, deliveries
-from django_celery_signals.durable.reference import Reference
+from django_celery_signals.durable.reference import Chunk, Reference
 from django_celery_signals.wire import ARGUMENT
 from tests.elsewhere import elsewhere
 
 bell = Signal()
+MESSAGE = "00000000-0000-4000-8000-000000000000"  # id of a message that has several deliveries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,18 @@ def work(app: Celery, using: str, **chosen: Any) -> Outcome:
     return message(using, **chosen)(app)
 
 
+def message_together(using: str, **chosen: Any) -> Callable[[Celery], Outcome]:
+    """Return what runs the one message that several deliveries would be published with now."""
+    rows = list(deliveries(using).filter(**chosen).order_by("pk"))
+    chunk = Chunk(alias=using, receiver=rows[0].receiver, rows=[(row.pk, row.token) for row in rows])
+    return lambda app: trace(app, chunk.receiver, MESSAGE, {ARGUMENT: chunk.carried()}, 0)
+
+
+def work_together(app: Celery, using: str, **chosen: Any) -> Outcome:
+    """Run several deliveries of one message as a worker does."""
+    return message_together(using, **chosen)(app)
+
+
 def _run(app: Celery, row: Any, carried: dict[str, Any]) -> Outcome:
     return trace(app, row.receiver, row.event_id, {ARGUMENT: carried}, row.attempts)
 
@@ -53,7 +66,12 @@ def _run(app: Celery, row: Any, carried: dict[str, Any]) -> Outcome:
 def trace(app: Celery, receiver: str, event_id: str, kwargs: dict[str, Any], retries: int) -> Outcome:
     """Run a message as a worker does, which ``task.apply()`` does not: to a task that is eager."""
     task = app.tasks[receiver]
-    request = {"task": receiver, "retries": retries, "delivery_info": {"exchange": "", "routing_key": "any"}}
+    request = {
+        "id": event_id,
+        "task": receiver,
+        "retries": retries,
+        "delivery_info": {"exchange": "", "routing_key": "any"},
+    }
     traced = build_tracer(task.name, task, app=app)(event_id, (), kwargs, request)
     return Outcome(state=traced.info.state if traced.info else "SUCCESS", error=traced.info and traced.info.retval)
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -430,6 +430,51 @@ def test_turns_example(page: Any, stage: Stage, capsys: pytest.CaptureFixture[st
     stage.rows().update(due_at=In(-1), created_at=In(-2))
     assert 1 == stage.relay() == stage.work()
     assert f"Order {order.pk}: 3 changes, one run\n" == capsys.readouterr().out
+
+
+NAMES_OF_MANY = """
+from django.db.models.signals import post_save
+from django_celery_signals import receiver_task
+
+from shop.models import Article, Order
+
+"""
+
+
+@pytest.mark.django_db(transaction=True)
+def test_chunk_block(page: Any, stage: Stage, settings: Any) -> None:
+    """The reference's orders are added to their days one by one, many of them in one message."""
+    added: list[tuple[Any, Any]] = []
+
+    def of(date: Any) -> Any:
+        return SimpleNamespace(update=lambda total: added.append((date, total)))
+
+    code = page(NAMES_OF_MANY + block_with(REFERENCE, "def total_of_the_day"))
+    code["Day"], code["F"] = SimpleNamespace(objects=SimpleNamespace(filter=of)), lambda name: 0
+    ada, settings.DJANGO_CELERY_SIGNALS = Customer.objects.create(name="Ada"), {"FAST_PATH_LIMIT": 0}
+    for number in range(20):
+        Order.objects.create(customer=ada, total=number)
+
+    assert (20, 10) == (stage.relay(), stage.work())
+    today = Order.objects.first().placed_at.date()  # type: ignore[union-attr]
+    assert [(today, number) for number in range(20)] == sorted(added)
+    assert 0 == stage.rows().count()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_batch_block(page: Any, stage: Stage) -> None:
+    """The reference's articles are indexed all at once, a second after they were saved."""
+    indexed: list[list[str]] = []
+    code = page(NAMES_OF_MANY + block_with(REFERENCE, "def index(events)"))
+    code["search"] = SimpleNamespace(bulk=lambda documents: indexed.append(list(documents)))
+    code["document"] = lambda article: article.title
+    for title in "abc":
+        models.Article.objects.create(title=title)
+
+    assert (0, 3) == (stage.relay(), stage.rows().count())
+    stage.rows().update(due_at=In(-1))
+    assert (3, 1) == (stage.relay(), stage.work())
+    assert ([["a", "b", "c"]], 0) == (indexed, stage.rows().count())
 
 
 def test_settings_block(page: Any) -> None:

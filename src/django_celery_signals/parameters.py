@@ -70,13 +70,7 @@ def check_parameters(signal: Signal, name: str, body: Body | None, also: frozens
     """
     if body is None:
         return
-    function, skip_first = body
-    try:
-        found = list(inspect.signature(function).parameters.values())[skip_first:]
-    except (TypeError, ValueError) as error:
-        raise ConnectError(f"{name}: the parameters of {function!r} cannot be told. Wrap it in a function.") from error
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise ConnectError(f"{name}: {function!r} is a generator function: called, it runs nothing. Drop the yield.")
+    found = _parameters_of(name, *body)
     required = [p for p in found if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     for parameter in required:
         if parameter.kind is parameter.POSITIONAL_ONLY:
@@ -92,6 +86,16 @@ def check_parameters(signal: Signal, name: str, body: Body | None, also: frozens
             )
 
 
+def _parameters_of(name: str, function: Callable[..., Any], skip_first: bool) -> list[inspect.Parameter]:
+    try:
+        found = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError) as error:
+        raise ConnectError(f"{name}: the parameters of {function!r} cannot be told. Wrap it in a function.") from error
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConnectError(f"{name}: {function!r} is a generator function: called, it runs nothing. Drop the yield.")
+    return found[skip_first:]
+
+
 def check_batch(name: str, body: Body | None) -> None:
     """Refuse a function that cannot be given the events of a batch.
 
@@ -100,15 +104,15 @@ def check_batch(name: str, body: Body | None) -> None:
     """
     if body is None:
         return
-    function, skip_first = body
-    found = list(inspect.signature(function).parameters.values())[skip_first:]
+    found, function = _parameters_of(name, *body), body[0]
     others = [p.name for p in found if p.name != "events" and p.default is p.empty and p.kind in _NAMED]
     takes = [p for p in found if (p.name == "events" and p.kind in _NAMED) or p.kind is p.VAR_KEYWORD]
     if others or not takes:
+        own = getattr(function, "__name__", "receiver")
         raise ConnectError(
             f"{name}: with batch=True the function is given a list of events, and nothing else, but it is "
-            f"{function.__name__}{inspect.signature(function)}. Write: def {function.__name__}(events), where "
-            "event.kwargs has what each signal was sent with."
+            f"{own}{inspect.signature(function)}. Write: def {own}(events), where event.kwargs has what each signal "
+            "was sent with."
         )
 
 

@@ -54,10 +54,13 @@ def execute_together(task: Any, carried: Any) -> None:
 
 def _one_by_one(task: Any, holds: Sequence[Held]) -> None:
     """Run each, and note at once how it ended: there is no transaction that could take anything back."""
-    fetched = _fetched(task, holds)
-    for hold in holds:
-        with _alone(task, hold):
-            run(task, hold, fetched)
+    try:
+        fetched = _fetched(task, holds)
+        for one in map(Later, holds):
+            with _alone(task, one):
+                run(task, one, fetched)
+    except Exception as error:
+        _give_back(task, [hold for hold in holds if not hold.lease.ending], error)
 
 
 def _in_savepoints(task: Any, holds: Sequence[Held]) -> None:
@@ -109,7 +112,7 @@ def _fetched(task: Any, holds: Sequence[Held]) -> Fetched:
     """Fetch what the receiver asks for; what cannot be read will say so in its own run."""
     entries: list[Any] = []
     for hold in holds:
-        with suppress(DecodeError, KeyError, IndexError, TypeError):
+        with suppress(DecodeError, KeyError, IndexError, RecursionError, TypeError):
             envelope = hold.envelope()
             found = objects_in(list(nodes(task, envelope).values()), envelope.objects, set())
             entries.extend(envelope.objects[index] for index in found)
@@ -125,18 +128,23 @@ def _its_request(task: Any, hold: Held) -> Iterator[None]:
         yield
     finally:
         task.request.update(id=own_id, hold=None)
+        task.request.__dict__.pop("override_max_retries", None)  # of a retry() in this run, and not of the next one's
 
 
 @contextmanager
-def _alone(task: Any, hold: Held) -> Iterator[None]:
-    """Do so, and let what is noted of a run be no error of the others."""
-    with _its_request(task, hold):
+def _alone(task: Any, one: Later) -> Iterator[None]:
+    """Do so, and note at once what has become of it by then.
+
+    Raises:
+        Exception: when it and those that are left are to run again.
+    """
+    with _its_request(task, one.hold):
         try:
             yield
-        except Exception as outcome:
-            if not hold.lease.ending:
+        except PutOff:
+            if one.spoils:
                 raise
-            _log(task, outcome)
+        _log(task, one.settle())
 
 
 def _log(task: Any, outcome: Exception | None) -> None:
@@ -152,24 +160,28 @@ def _log(task: Any, outcome: Exception | None) -> None:
 
 def _all_at_once(task: Any, holds: Sequence[Held]) -> None:
     """Call the receiver once, with all events whose arguments can be had; when it fails, each runs alone."""
-    fetched, ready = _fetched(task, holds), []
-    for hold in holds:
-        with _alone(task, hold):
-            ready.append((hold, _event(task, hold, fetched)))
-    if ready:
-        _call_with(task, *zip(*ready, strict=True))
+    ready: list[tuple[Held, Event]] = []
+    try:
+        fetched = _fetched(task, holds)
+        for one in map(Later, holds):
+            with _alone(task, one):
+                ready.append((one.hold, _event(task, one, fetched)))
+        if ready:
+            _call_with(task, *zip(*ready, strict=True))
+    except Exception as error:
+        _give_back(task, [hold for hold in holds if not hold.lease.ending], error)
 
 
-def _event(task: Any, hold: Held, fetched: Fetched) -> Event:
+def _event(task: Any, one: Later, fetched: Fetched) -> Event:
     """Return the event as the receiver gets it.
 
     Raises:
-        Exception: when there is none; that is noted then.
+        PutOff: when there is none, for a reason that is to be noted.
     """
-    envelope = read(hold)
-    kwargs, event = arguments(task, envelope, hold, fetched)
-    if hold.is_expired():
-        raise hold.discard(event, "its expires= is over")
+    envelope = read(one)
+    kwargs, event = arguments(task, envelope, one, fetched)
+    if one.is_expired():
+        raise one.discard(event, "its expires= is over")
     tell(receiver_started, task.name, event=event)
     return kwargs["events"][0]  # type: ignore[no-any-return]
 

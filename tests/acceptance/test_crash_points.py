@@ -9,9 +9,20 @@ from typing import Any
 
 import pytest
 
-from django_celery_signals.durable.deliveries import deliveries
+from django_celery_signals.durable.deliveries import State, deliveries
 from tests import crashing
-from tests.durable_tasks import connected_to, die, effects, inside, late, outside, place, wait_until_done
+from tests.durable_tasks import (
+    DEADLY,
+    connected_to,
+    die,
+    effects,
+    inside,
+    late,
+    outside,
+    place,
+    together,
+    wait_until_done,
+)
 from tests.processes import Process
 from tests.scene import CRASH_BUDGET, Scene, each_pair
 from tests.shop.models import Order, Tag
@@ -141,6 +152,30 @@ def test_deadly_receiver(scene: Scene) -> None:
     assert [0, 1] == [report["charged"] for report in scene.reports.of("die")]
     assert [(2, "django_celery_signals.exceptions.WorkerLost")] == list(failed.values_list("crashes", "error_type"))
     assert {"inside deadly": 1} == effects(scene.alias)
+    assert worker.is_running()
+    worker.kill()
+
+
+@pytest.mark.usefixtures("by_relay")
+@each_pair(("postgres", "rabbitmq"), ("mariadb", "redis"))
+def test_a_worker_dies_in_a_chunk(scene: Scene) -> None:
+    """Of many deliveries in few messages one kills its worker each time: it alone is given up, the others happen once,
+    and those that died with it are not charged."""
+    names = [f"one of {number}" for number in range(60)]
+    with connected_to(together):
+        place(scene.alias, [*names[:30], DEADLY, *names[30:]])
+
+    worker = scene.worker(pool="prefork", concurrency=2, env={CRASH_BUDGET: "2"}, EMBED_RELAY=True, LEASE=3)
+    rows = deliveries(scene.alias)
+    wait_until(lambda: [State.FAILED] == list(rows.values_list("state", flat=True)), timeout=60, what="the end")
+
+    assert {f"together {name}": 1 for name in names} == effects(scene.alias)
+    spent = ["attempts", "crashes", "reruns", "error_type"]
+    assert [(0, 2, 1, "django_celery_signals.exceptions.WorkerLost")] == list(rows.values_list(*spent))
+    runs = scene.reports.of("together")
+    assert [(0, 0), (0, 1), (1, 1)] == [(one["charged"], one["reruns"]) for one in runs if one["name"] == DEADLY]
+    others = {one["name"] for one in runs if one["name"] != DEADLY and one["reruns"]}
+    assert (True, {0}) == (0 < len(others) < 60, {one["charged"] for one in runs if one["name"] != DEADLY})
     assert worker.is_running()
     worker.kill()
 

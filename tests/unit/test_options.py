@@ -16,7 +16,7 @@ from django.db.models.signals import m2m_changed, post_delete, post_save, pre_sa
 from django.dispatch import Signal
 
 from django_celery_signals import ConnectError, ReceiverTask, connect, connections, disconnect, receiver_task
-from django_celery_signals.contradictions import check_against_signal, check_turns
+from django_celery_signals.contradictions import check_against_signal, check_together, check_turns
 from django_celery_signals.options import (
     NAMES,
     REFUSED,
@@ -378,6 +378,55 @@ def test_turns_that_cannot_be(options: Any, ordered: bool, signal: Any, guarante
 def test_turns_that_can_be(options: Any, ordered: bool, signal: Any, guarantee: Any) -> None:
     """Whatever else is said of turns and coalescing can be, and needs no guarantee that is not known yet."""
     check_turns(read(options, "here"), ordered, signal, guarantee, "here")
+
+
+CHUNK, BATCH = {"batch": False, "chunk_size": 50}, {"batch": True, "chunk_size": None}
+
+
+@pytest.mark.parametrize(
+    ("options", "guarantee", "message"),
+    [
+        *(
+            (
+                {name: value},
+                "durable",
+                r"{word} puts deliveries together, but those of coalesce= and debounce= take "
+                r"turns, one by one\. Leave one of the two out\.$",
+            )
+            for name, value in (("coalesce", True), ("debounce", 2))
+        ),
+        *(
+            (
+                {},
+                one,
+                rf"{{word}} puts the rows of deliveries together, but post_save is received with guarantee='{one}', "
+                r"without rows\. Give guarantee='durable', or leave it out\.$",
+            )
+            for one in ("on_commit", "immediate", "audit")
+        ),
+    ],
+)
+@pytest.mark.parametrize(("together", "word"), [(CHUNK, "chunk_size=50"), (BATCH, "batch=True")])
+def test_together_that_cannot_be(
+    options: Any, guarantee: str, message: str, together: dict[str, Any], word: str
+) -> None:
+    """What has turns, or no rows, cannot be put together, and the error names the option, the reason and the remedy."""
+    with pytest.raises(ConnectError, match=rf"^receiver shop\.update: {message.replace('{word}', word)}"):
+        check_together(read(options, "here"), together, post_save, guarantee, "receiver shop.update")
+
+
+@pytest.mark.parametrize("guarantee", [None, "durable", "on_commit"])
+@pytest.mark.parametrize("together", [{"batch": False, "chunk_size": size} for size in (None, 1)])
+def test_what_is_not_put_together(together: dict[str, Any], guarantee: Any) -> None:
+    """Where nothing is put together, all else can be."""
+    check_together(read({"coalesce": True}, "here"), together, post_save, guarantee, "here")
+
+
+@pytest.mark.parametrize("guarantee", [None, "durable"])
+@pytest.mark.parametrize("together", [CHUNK, BATCH])
+def test_together_that_can_be(together: dict[str, Any], guarantee: Any) -> None:
+    """What waits in rows can be put together, and needs no guarantee that is not known yet."""
+    check_together(read({"countdown": 1}, "here"), together, post_save, guarantee, "here")
 
 
 @pytest.mark.parametrize("guarantee", ["on_commit", "immediate"])

@@ -13,7 +13,7 @@ from django.db.models.signals import m2m_changed, post_delete, post_migrate, pos
 from django.dispatch import Signal
 
 from django_celery_signals import ConnectError
-from django_celery_signals.parameters import accepted, check_parameters, never_sends, parameters
+from django_celery_signals.parameters import accepted, check_batch, check_parameters, never_sends, parameters
 
 some_signal = Signal()
 
@@ -199,3 +199,69 @@ def test_parameters_that_cannot_be_told() -> None:
 
     with pytest.raises(ConnectError, match=r"the parameters of .*hidden.* cannot be told\. Wrap it in a function"):
         check_parameters(some_signal, "shop.update", (hidden, False))
+
+
+# A list of events ----------------------------------------------------------------------------------------------------
+
+
+def events_only(events: Any) -> None: ...
+def events_by_name(*, events: Any, limit: int = 5) -> None: ...
+def events_with_default(events: Any = ()) -> None: ...
+def events_and_more(events: Any, **kwargs: Any) -> None: ...
+def events_by_position(events: Any, /) -> None: ...
+def events_and_sender(events: Any, sender: Any) -> None: ...
+async def events_awaited(events: Any) -> None: ...
+def task_and_events(self: Any, events: Any) -> None: ...
+
+
+def events_generated(events: Any) -> Iterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        None,
+        *((one, False) for one in (events_only, events_by_name, events_with_default, events_and_more, everything)),
+        (events_awaited, False),
+        (task_and_events, True),
+        (functools.partial(events_and_sender, sender=None), False),
+        (logged(events_only), False),
+    ],
+)
+def test_batches_that_can_be(body: Any) -> None:
+    """With ``batch=True`` a function has a parameter for the events, and none beside it that must be given."""
+    check_batch("shop.index", body)
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        ((plain, False), r"plain\(sender: .*\. Write: def plain\(events\), where event\.kwargs has"),
+        ((nothing, False), r"nothing\(\).*\. Write: def nothing\(events\)"),
+        ((any_position, False), r"any_position\(\*args"),
+        ((events_by_position, False), r"events_by_position\(events: .*, /\)"),
+        ((events_and_sender, False), r"events_and_sender\(events: .*, sender"),
+        ((task_and_events, False), r"task_and_events\(self"),
+        ((functools.partial(events_and_sender, events=None), False), r"receiver\(.*Write: def receiver\(events\)"),
+        ((Shop(), False), r"receiver\(instance"),
+    ],
+)
+def test_batches_that_cannot_be(body: Any, shown: str) -> None:
+    """A function that could not be given the events raises, with what it is, and what to write instead."""
+    words = r"^shop\.index: with batch=True the function is given a list of events, and nothing else, but it is .*"
+    with pytest.raises(ConnectError, match=f"{words}{shown}"):
+        check_batch("shop.index", body)
+
+
+def test_a_batch_that_would_run_nothing() -> None:
+    """Nor is a generator function a receiver of events, or what has no parameters that can be read."""
+
+    def hidden() -> None: ...
+
+    hidden.__signature__ = 5  # type: ignore[attr-defined]
+
+    with pytest.raises(ConnectError, match=r"is a generator function.*Drop the yield"):
+        check_batch("shop.index", (events_generated, False))
+    with pytest.raises(ConnectError, match=r"cannot be told\. Wrap it in a function"):
+        check_batch("shop.index", (hidden, False))

@@ -745,6 +745,8 @@ def test_options_of_celery_and_of_the_project_pass(tasks: Tasks, signal: Signal)
         {"former_names": ["old"]},
         {"ordered": True},
         {"on_failure": "park"},
+        {"chunk_size": 50},
+        {"batch": True},
     ],
 )
 def test_running_options_belong_to_the_decorator(option: dict[str, Any], tasks: Tasks, signal: Signal) -> None:
@@ -910,6 +912,82 @@ def test_turns_that_cannot_be(given: dict[str, Any], message: str, tasks: Tasks)
     for act in declare:
         with pytest.raises(ConnectError, match=message):
             act()
+    assert not order_paid.has_listeners()
+
+
+# Receivers whose deliveries are put together -----------------------------------------------------------------------
+
+
+class Chunked(ReceiverTask):
+    """A project's base class of tasks whose deliveries go together."""
+
+    chunk_size = 20
+
+
+MAKE_TOGETHER: dict[str, Callable[[Tasks, dict[str, Any]], None]] = {
+    "decorated": lambda tasks, given: receiver_task(order_paid, name=tasks.name(), chunk_size=20, **given)(ignore),
+    "by its base": lambda tasks, given: receiver_task(order_paid, name=tasks.name(), base=Chunked, **given)(ignore),
+    "shared": lambda tasks, given: connect(order_paid, tasks.shared(chunk_size=20), **given),
+    "spelled": lambda tasks, given: connect(order_paid, tasks.shared(chunk_size=20).delay, **given),
+    "by class": lambda tasks, given: connect(
+        order_paid,
+        tasks.app.register_task(type("Made", (Chunked,), {"name": tasks.name(), "run": staticmethod(ignore)})()),
+        **given,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MAKE_TOGETHER)
+@pytest.mark.usefixtures("paid")
+def test_deliveries_that_go_together_need_rows(kind: str, tasks: Tasks) -> None:
+    """Whatever makes deliveries go together, their receiver cannot be connected where there are none."""
+    make = MAKE_TOGETHER[kind]
+    with pytest.raises(ConnectError, match=r"chunk_size=20 .* order_paid .* guarantee='immediate', without rows"):
+        make(tasks, {})
+    with pytest.raises(ConnectError, match=r"chunk_size=20 puts .* those of coalesce= and debounce= take turns"):
+        make(tasks, {"guarantee": "durable", "debounce": 2, "key": lambda order_id: order_id})
+    assert not order_paid.has_listeners()
+
+    make(tasks, {"guarantee": "durable"})
+    assert order_paid.has_listeners()
+
+
+@pytest.mark.usefixtures("paid")
+def test_deliveries_that_go_together_after_all(tasks: Tasks) -> None:
+    """What a receiver says for itself counts, and not what its base class says."""
+    receiver_task(order_paid, name=tasks.name(), base=Chunked, chunk_size=1)(ignore)
+    assert order_paid.has_listeners()
+
+
+@pytest.mark.usefixtures("paid")
+def test_function_of_a_batch(tasks: Tasks) -> None:
+    """With ``batch=True`` it is the events that a function must take, whatever the signal sends."""
+
+    def index(events: list[Any]) -> None: ...
+    def update(instance: Any, **kwargs: Any) -> None: ...
+
+    for made in (
+        lambda function: receiver_task(order_paid, name=tasks.name(), batch=True, guarantee="durable")(function),
+        lambda function: connect(order_paid, tasks.shared(function, batch=True), guarantee="durable"),
+    ):
+        with pytest.raises(ConnectError, match=r"with batch=True .* it is update\(.*Write: def update\(events\)"):
+            made(update)
+        made(index)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"chunk_size": 51}, "chunk_size=51 is too many"),
+        ({"chunk_size": 0}, "chunk_size=0 cannot be"),
+        ({"batch": "yes"}, "batch='yes' cannot be"),
+        ({"batch": True, "ordered": True}, "batch=True puts deliveries together, but with ordered=True"),
+    ],
+)
+def test_together_that_cannot_be(given: dict[str, Any], message: str) -> None:
+    """What contradicts itself raises in the decorator, which names where it stands, and connects nothing."""
+    with pytest.raises(ConnectError, match=message):
+        receiver_task(order_paid, guarantee="durable", **given)(ignore)
     assert not order_paid.has_listeners()
 
 

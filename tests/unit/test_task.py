@@ -441,6 +441,18 @@ def test_a_result_of_an_event_is_never_handed_out(tasks: Tasks, celery_app: Cele
         ({"retain": -1}, r"retain=-1 cannot be; it must be a number of seconds"),
         ({"retain": "1h"}, r"retain='1h' cannot be; it must be a number of seconds"),
         ({"ordered": 1}, r"ordered=1 cannot be; it must be True or False"),
+        *[
+            (
+                {"chunk_size": size, **more},
+                rf"chunk_size={size!r} cannot be; it must be a whole number, 1 to 50, or with",
+            )
+            for size in (0, -1, True, 2.0, "50", 501)
+            for more in ({}, {"batch": True})
+        ],
+        ({"batch": 1}, r"batch=1 cannot be; it must be True or False"),
+        ({"chunk_size": 51}, r"chunk_size=51 is too many: each .* 50 is what .* with batch=True may have 500\."),
+        ({"chunk_size": 2, "ordered": True}, r"chunk_size=2 puts .* with ordered=True they take turns.* Leave one"),
+        ({"batch": True, "ordered": True}, r"batch=True puts .* with ordered=True they take turns.* Leave one"),
         ({"on_failure": "retry"}, r"on_failure='retry' cannot be; it must be 'block' or 'park'"),
         ({"after_failure": 5}, r"on_failure=5 cannot be; it must be 'block' or 'park'"),
         ({"guarantee": "always"}, r"guarantee='always' cannot be; it must be 'durable' or 'on_commit' or 'immediate'"),
@@ -455,6 +467,26 @@ def test_a_task_declares_what_can_be(option: dict[str, Any], message: str, tasks
         celery_app.task(base=ReceiverTask, name=tasks.name(), **option)(add)
 
     assert f"task {tasks.names[-1]}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        ({}, 1),
+        ({"chunk_size": None}, 1),
+        ({"chunk_size": 1}, 1),
+        ({"chunk_size": 1, "ordered": True}, 1),
+        ({"chunk_size": 50}, 50),
+        ({"batch": True}, 100),
+        ({"batch": True, "chunk_size": 1}, 1),
+        ({"batch": True, "chunk_size": 500}, 500),
+        ({"batch": False, "chunk_size": 2}, 2),
+    ],
+    ids=str,
+)
+def test_how_many_go_together(options: dict[str, Any], most: int, tasks: Tasks) -> None:
+    """How many deliveries a message may have is what the task says; a batch that says nothing has a hundred."""
+    assert most == tasks.shared(**options).most_together
 
 
 @pytest.mark.filterwarnings("ignore::celery.exceptions.CDeprecationWarning")

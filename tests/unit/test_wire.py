@@ -233,10 +233,13 @@ def test_a_summary_of_nonsense_is_harmless(text: Any) -> None:
     ("carried", "summary"),
     [
         ({"alias": "default", "id": 5, "token": 7, "receiver": "shop.update"}, "delivery 5 of 'default'"),
+        ({"alias": "default", "rows": [[5, 7], [6, 8]], "receiver": "shop.update"}, "2 deliveries of 'default'"),
+        ({"rows": [], "alias": "x" * 100}, f"0 deliveries of '{'x' * 79}"),
+        ({"rows": "many", "id": 5}, "delivery 5 of None"),
         ({}, "delivery None of None"),
         ({"id": "9" * 100, "alias": "x" * 100}, f"delivery '{'9' * 19} of '{'x' * 79}"),
     ],
-    ids=["durable", "empty", "long"],
+    ids=["durable", "several", "none", "no rows", "empty", "long"],
 )
 def test_the_summary_of_a_deliverys_message(carried: dict[str, Any], summary: str) -> None:
     """Of a durable delivery a message says where it is and no more, and nothing that it claims can be long."""

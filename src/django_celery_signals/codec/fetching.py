@@ -63,7 +63,7 @@ def _place(entry: Any) -> tuple[type[models.Model], str, Any] | None:
     field: Any = model._meta.pk
     while field.remote_field is not None:
         field = field.target_field
-    is_plain = isinstance(field, _PLAIN.get(type(pk), ()))
+    is_plain = isinstance(field, _PLAIN.get(type(pk), ())) and type(entry["db"]) is str
     return (model, entry["db"], pk) if is_plain and entry["db"] in connections.settings else None
 
 

@@ -82,6 +82,8 @@ def read_chunk(carried: Mapping[str, Any], names: tuple[str, ...]) -> Chunk:
         chunk = Chunk(alias=carried["alias"], receiver=carried["receiver"], rows=rows)
     except (KeyError, TypeError, ValueError) as error:
         raise DecodeError(f"The message of several deliveries is damaged: {error!r:.120}") from error
+    if not chunk.rows:
+        raise DecodeError("The message of several deliveries is damaged: it has none.")
     for pk, token in chunk.rows:
         _check_numbers(pk, token)
     _check_address(chunk, names)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from celery.exceptions import SoftTimeLimitExceeded
+from celery.exceptions import Retry, SoftTimeLimitExceeded
 from django.db import connections
 
 from ..envelope import Envelope
@@ -76,11 +76,14 @@ def _keys(holds: Sequence[Held]) -> tuple[list[int], list[int]]:
 
 
 def complete_together(task: Any, holds: Sequence[Held]) -> None:
-    """Note that the receiver succeeded with all of some deliveries, in one statement.
+    """Note that the receiver succeeded with all of some deliveries, in one statement but for those to run once more.
 
     Raises:
         LeaseLost: when another run has one of them; whatever the receiver did is to be rolled back.
     """
+    for hold in [hold for hold in holds if hold.retry_in is not None]:
+        hold.complete()
+    holds = [hold for hold in holds if hold.retry_in is None]
     if not holds:
         return
     using, receiver = holds[0].lease.using, holds[0].known.receiver
@@ -124,7 +127,7 @@ class All:
 
 
 class Later:
-    """A delivery that runs in a savepoint: what becomes of it is noted when the others are committed."""
+    """A delivery of several: what becomes of it is noted when its run is over, or when the others are committed."""
 
     OUTAGES = Held.OUTAGES
 
@@ -148,15 +151,17 @@ class Later:
         return self.hold.is_expired()
 
     def complete(self) -> None:
-        """Be completed with the others, unless the receiver asked for another run and went on.
+        """Be completed, in a transaction with the others: a row that is changed now could not be renewed until then.
 
         Raises:
+            LeaseLost: when another run has it, and there is no transaction.
             TransactionManagementError: when the receiver has left a transaction that can only be rolled back.
         """
-        connections[self.hold.lease.using].validate_no_broken_transaction()
-        self.is_done = self.hold.retry_in is None
-        if not self.is_done:
+        if not self.hold.task.atomic:
             self.hold.complete()
+            return
+        connections[self.hold.lease.using].validate_no_broken_transaction()
+        self.is_done = True
 
     def succeeded(self, event: Event, runtime: float) -> None:
         """Tell that later."""
@@ -172,7 +177,8 @@ class Later:
 
     def raised(self, event: Event, error: Exception) -> Exception:
         """Decide on an error later."""
-        self.spoils = isinstance(error, SoftTimeLimitExceeded)  # the time of all is over, whoever had it
+        reason = error.exc if isinstance(error, Retry) else error  # of autoretry_for=(Exception,)
+        self.spoils = isinstance(reason, SoftTimeLimitExceeded)  # the time of all is over, whoever had it
         return self._later(self.hold.raised, event, error)
 
     def again(self, event: Event | None, error: Exception, seconds: float, tries: int | None = None) -> Exception:
@@ -181,10 +187,10 @@ class Later:
 
     def _later(self, then: Callable[..., Exception], *args: Any) -> Exception:
         self.is_done, self._then = False, partial(then, *args)
-        return PutOff()
+        return PutOff(args[1])
 
     def settle(self) -> Exception | None:
-        """Note what became of it, now that the others are committed; return what Celery would have been told."""
+        """Note what became of it; return what Celery would have been told."""
         self.hold.lease.ending = self.hold.completed
         return self._then() if self._then is not None else None
 

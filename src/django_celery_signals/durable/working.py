@@ -68,16 +68,18 @@ class WorkQuerySet(TurnQuerySet):
 
     def open_together(self, chunk: Chunk, seconds: float) -> list[Any]:
         """Take those of several that can be taken; ``claim`` says of them that whatever ends this run is not theirs."""
-        connection, texts = connections[self.db], texts_for(self.db)
+        connection, texts, claim = connections[self.db], texts_for(self.db), new_token()
         (due, moment), ids, tokens = from_now(connection, seconds), *zip(*chunk.rows, strict=True)
         condition, values = among(connection, ids, tokens)
         sql = texts.open_all.format(due=due, among=condition)
-        params = (*moment, new_token(), *values, chunk.receiver)
+        params = (*moment, claim, *values, chunk.receiver)
         if texts.returns:
-            return sorted(self._surely(lambda: self._returned(sql, params)), key=attrgetter("pk"))
-        if not self._surely(lambda: self._execute(sql, params)):
-            return []
-        return self._opened(ids, [token + 1 for token in tokens], texts.read_all)
+            rows = self._surely(lambda: self._returned(sql, params))
+        elif self._surely(lambda: self._execute(sql, params)):
+            rows = self._opened(ids, [token + 1 for token in tokens], texts.read_all, claim)
+        else:
+            rows = []
+        return sorted(rows, key=attrgetter("pk"))
 
     def _returned(self, sql: str, params: Sequence[Any]) -> list[Any]:
         """Return what a statement returns: to make an instance of it takes longer than the rest."""
@@ -85,18 +87,22 @@ class WorkQuerySet(TurnQuerySet):
             return list(self.raw(sql, params))
         return [Opened(*row) for row in self._fetch(sql, params)]
 
-    def _opened(self, ids: Sequence[int], tokens: Sequence[int], reading: str) -> list[Any]:
-        """Read what was opened just now; if that cannot be done, nobody runs it, and it is to be published again."""
+    def _opened(self, ids: Sequence[int], tokens: Sequence[int], reading: str, claim: int | None = None) -> list[Any]:
+        """Read what was opened just now; if that cannot be done, nobody runs it, and it is to be published again.
+
+        A delivery may be in several messages, with the same token, so ``claim`` tells what this one has opened.
+        """
         connection = connections[self.db]
         condition, values = among(connection, ids, tokens)
         try:
-            return list(self.raw(reading.format(among=condition), values))
+            rows = list(self.raw(reading.format(among=condition), values))
         except Error:
             if not connection.in_atomic_block:
                 with suppress(Error):
                     connection.close()  # or the next statement fails as well
-                    self.running(ids, tokens).rerun()
+                    self.running(ids, tokens).filter(claim=claim).rerun()
             raise
+        return [row for row in rows if row.claim == claim]
 
     def running(self, ids: Sequence[int], tokens: Sequence[int]) -> Self:
         """Return what a worker holds; nobody guesses a token, so pairs need no check."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from django_celery_signals import DecodeError
-from django_celery_signals.durable.reference import Reference, read
+from django_celery_signals.durable.reference import Chunk, Reference, is_chunk, read, read_chunk
 
 CARRIED = {"alias": "default", "id": 5, "token": 2**60, "receiver": "shop.tasks.index"}
 NAMES = ("shop.tasks.index", "shop.tasks.old_index")
@@ -69,3 +69,65 @@ def test_long_nonsense(name: str) -> None:
         read({**CARRIED, name: "x" * 10_000}, NAMES)
 
     assert len(str(caught.value)) < 400
+
+
+# Of several ----------------------------------------------------------------------------------------------------------
+
+SEVERAL = {"alias": "default", "receiver": "shop.tasks.index", "rows": [[5, 2**60], [6, -7]]}
+
+
+def test_what_is_carried_of_several() -> None:
+    """A message of several has the id and the token of each, and no more; so it comes back from any serializer."""
+    chunk = read_chunk(SEVERAL, NAMES)
+
+    assert Chunk(alias="default", receiver="shop.tasks.index", rows=[(5, 2**60), (6, -7)]) == chunk
+    assert chunk == read_chunk({**chunk.carried(), "new": 1}, NAMES)
+    assert "shop.tasks.old_index" == read_chunk({**SEVERAL, "receiver": "shop.tasks.old_index"}, NAMES).receiver
+
+
+@pytest.mark.parametrize(
+    ("carried", "several"), [(SEVERAL, True), (CARRIED, False), ("sealed", False), (None, False), ([], False)]
+)
+def test_which_has_several(carried: Any, several: bool) -> None:
+    """A message says itself whether it has several."""
+    assert several is is_chunk(carried)
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_a_missing_field_of_several(name: str) -> None:
+    """Without one of its fields a message is damaged (H32)."""
+    carried = {key: value for key, value in SEVERAL.items() if key != name}
+
+    with pytest.raises(DecodeError, match=rf"^The message of several deliveries is damaged: KeyError\('{name}'\)"):
+        read_chunk(carried, NAMES)
+
+
+@pytest.mark.parametrize("rows", [5, None, [5], [[5]], [[5, 6, 7]], "rows", [], [None]], ids=repr)
+def test_no_pairs(rows: Any) -> None:
+    """What are no pairs of numbers open no rows (H32)."""
+    with pytest.raises(DecodeError, match="The message of several deliveries is damaged"):
+        read_chunk({**SEVERAL, "rows": rows}, NAMES)
+
+
+@pytest.mark.parametrize("value", ["5", 5.0, True, None, [5], 2**63], ids=repr)
+@pytest.mark.parametrize("place", [0, 1])
+def test_no_number_of_several(value: Any, place: int) -> None:
+    """One that has no number of a column is refused with all (H32)."""
+    pair = [value, 7] if place == 0 else [7, value]
+    with pytest.raises(DecodeError, match="for numbers"):
+        read_chunk({**SEVERAL, "rows": [[5, 6], pair]}, NAMES)
+
+
+@pytest.mark.parametrize("change", [{"alias": "elsewhere"}, {"alias": 7}, {"receiver": "shop.tasks.other"}], ids=str)
+def test_another_address_of_several(change: dict[str, Any]) -> None:
+    """The database is one that the process has, and the receiver is the task (H32, H48)."""
+    with pytest.raises(DecodeError, match=r"DATABASES differ|is addressed to"):
+        read_chunk({**SEVERAL, **change}, NAMES)
+
+
+def test_long_nonsense_of_several() -> None:
+    """An error shows the beginning of what was sent, and no more."""
+    for change in ({"rows": [["x" * 10_000, 5]]}, {"alias": "x" * 10_000}, {"rows": "x" * 10_000}):
+        with pytest.raises(DecodeError) as caught:
+            read_chunk({**SEVERAL, **change}, NAMES)
+        assert len(str(caught.value)) < 400
