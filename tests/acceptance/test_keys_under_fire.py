@@ -16,7 +16,7 @@ from tests.scene import Scene, each_pair
 from tests.shop.models import Product
 from tests.waiting import wait_until
 
-SERVERS = (("postgres", "rabbitmq"), ("mariadb", "redis"))
+EVERYWHERE = (("default", "redis"), ("postgres", "rabbitmq"), ("mariadb", "redis"))
 PATIENT = {"PUBLISH_TIMEOUT": 30, "LEASE": 60}  # where a pause of the machine must not look like an outage or a death
 
 
@@ -93,7 +93,7 @@ def kill_at_work(scene: Scene, worker: Process) -> None:
     worker.kill()
 
 
-@each_pair(*SERVERS)
+@each_pair(*EVERYWHERE)
 def test_order_while_workers_are_killed(scene: Scene, tmp_path: Path) -> None:
     """While one of two workers is killed again and again, what each change of a product leads to is committed once, and
     in the order in which the changes were."""
@@ -118,7 +118,7 @@ def test_order_while_workers_are_killed(scene: Scene, tmp_path: Path) -> None:
 MINUTE = 60  # seconds
 
 
-@each_pair(*SERVERS)
+@each_pair(*EVERYWHERE)
 def test_worker_killed_between_two_turns(scene: Scene) -> None:
     """A process that is killed anywhere around the end of a run, also after its commit and before the next has its
     turn, costs those behind it some time, and neither their order nor an event."""
@@ -136,7 +136,7 @@ def test_worker_killed_between_two_turns(scene: Scene) -> None:
     worker.kill()
 
 
-@each_pair(*SERVERS)
+@each_pair(*EVERYWHERE)
 def test_sender_killed_before_the_turn(scene: Scene) -> None:
     """What a sender has committed that is killed before its turn, or before it is published, runs once and in order."""
     worker = scene.worker(EMBED_RELAY=True)
@@ -149,7 +149,7 @@ def test_sender_killed_before_the_turn(scene: Scene) -> None:
     worker.kill()
 
 
-@each_pair(*SERVERS)
+@each_pair(*EVERYWHERE)
 def test_turns_without_a_relay(scene: Scene, settings: Any) -> None:
     """Where no relay runs at all, twenty events of a key that are sent in one transaction run all, and in order."""
     scene.settings = settings.DJANGO_CELERY_SIGNALS = {**settings.DJANGO_CELERY_SIGNALS, **PATIENT}
