@@ -112,9 +112,9 @@ def in_turn(name: str, number: int, using: str, event: Event) -> None:
     _leave(f"{name} {number}", using, event)
 
 
-@shared_task(base=ReceiverTask, guarantee="durable", coalesce=True)
+@shared_task(base=ReceiverTask, guarantee="durable", coalesce=True, atomic=False)
 def reindex(instance: Product, using: str, event: Event) -> None:
-    """Tell which state of a product there is to see, and leave for how many changes that was."""
+    """Tell which state of a product there is to see, and leave for how many changes that was, as the recipe does."""
     with _telling("reindex", instance):
         if instance.sku == SLOW:
             _let_others_run(16)
