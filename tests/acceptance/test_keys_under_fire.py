@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from tests import crashing
 from tests.crashing import TURN_PASSED, TURN_TAKEN
-from tests.durable_tasks import connected_to, in_turn, line_up, numbers, wait_until_done
+from tests.durable_tasks import (
+    LONG,
+    connected_to,
+    effects,
+    in_turn,
+    line_up,
+    numbers,
+    sleep_and_fold,
+    sleep_in_turn,
+    wait_until_done,
+)
 from tests.processes import Process
 from tests.scene import Scene, each_pair
 from tests.shop.models import Product
@@ -161,4 +172,34 @@ def test_turns_without_a_relay(scene: Scene, settings: Any) -> None:
 
     wait_until_done(scene.alias)
     assert {"in_turn alone": list(range(1, 21))} == numbers(scene.alias)
+    worker.kill()
+
+
+# A long run ----------------------------------------------------------------------------------------------------------
+
+
+@each_pair(("postgres", "redis"), ("mariadb", "rabbitmq"))
+def test_commits_beside_a_long_run(scene: Scene) -> None:
+    """While a receiver sleeps ten seconds in its transaction, whoever sends with its key commits in less than one, and
+    what is sent runs afterwards."""
+    scene.settings = PATIENT
+    worker = scene.worker(pool="prefork", concurrency=2)
+    took: list[float] = []
+
+    with connected_to(sleep_in_turn, sleep_and_fold):
+        line_up(scene.alias, "long", 1)
+        for name in ("sleep_in_turn", "sleep_and_fold"):
+            scene.reports.wait_for(name)
+        until = time.monotonic() + LONG - 3
+        while time.monotonic() < until:
+            began = time.monotonic()
+            line_up(scene.alias, "long", 1, first=len(took) + 2)
+            took.append(time.monotonic() - began)
+            time.sleep(0.2)
+
+    assert {} == effects(scene.alias)  # for both transactions are still open
+    assert max(took) < 1
+    wait_until_done(scene.alias)
+    last = 1 + len(took)
+    assert {"sleep_in_turn long": [*range(1, last + 1)], "sleep_and_fold long": [1, last]} == numbers(scene.alias)
     worker.kill()
