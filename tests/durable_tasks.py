@@ -29,6 +29,8 @@ from tests.waiting import wait_until
 DEADLY = "deadly"  # whoever works on it together with others dies
 SLOW = "product 0"  # is indexed for so long that its next run would begin meanwhile, if it could
 
+LONG = 10  # seconds that a receiver sleeps which does so
+
 placed = Signal()
 
 
@@ -124,9 +126,27 @@ def in_turn(name: str, number: int, using: str, event: Event) -> None:
     _leave(f"{name} {number}", using, event)
 
 
-@shared_task(base=ReceiverTask, guarantee="durable", coalesce=True)
+@shared_task(base=ReceiverTask, guarantee="durable", ordered=True, key=lambda name: name)
+def sleep_in_turn(name: str, number: int, using: str, event: Event) -> None:
+    """Leave an effect of each event of a key, and sleep long after the first, in the transaction."""
+    _leave_and_sleep(name, number, using, event)
+
+
+@shared_task(base=ReceiverTask, guarantee="durable", coalesce=True, key=lambda name: name)
+def sleep_and_fold(name: str, number: int, using: str, event: Event) -> None:
+    """Do the same, once for all events that wait."""
+    _leave_and_sleep(name, number, using, event)
+
+
+def _leave_and_sleep(name: str, number: int, using: str, event: Event) -> None:
+    _leave(f"{name} {number}", using, event)
+    if number == 1:
+        time.sleep(LONG)
+
+
+@shared_task(base=ReceiverTask, guarantee="durable", coalesce=True, atomic=False)
 def reindex(instance: Product, using: str, event: Event) -> None:
-    """Tell which state of a product there is to see, and leave for how many changes that was."""
+    """Tell which state of a product there is to see, and leave for how many changes that was, as the recipe does."""
     with _telling("reindex", instance):
         if instance.sku == SLOW:
             _let_others_run(16)
@@ -180,10 +200,10 @@ def place(using: str, names: Sequence[str]) -> None:
             placed.send(sender=None, name=name, using=using)
 
 
-def line_up(using: str, name: str, count: int) -> None:
+def line_up(using: str, name: str, count: int, *, first: int = 1) -> None:
     """Send several events of one key, in one transaction."""
     with transaction.atomic(using=using):
-        for number in range(1, count + 1):
+        for number in range(first, first + count):
             placed.send(sender=None, name=name, number=number, using=using)
 
 

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from tests import crashing
 from tests.crashing import TURN_PASSED, TURN_TAKEN
-from tests.durable_tasks import connected_to, in_turn, line_up, numbers, wait_until_done
+from tests.durable_tasks import (
+    LONG,
+    connected_to,
+    effects,
+    in_turn,
+    line_up,
+    numbers,
+    sleep_and_fold,
+    sleep_in_turn,
+    wait_until_done,
+)
 from tests.processes import Process
 from tests.scene import Scene, each_pair
 from tests.shop.models import Product
 from tests.waiting import wait_until
 
-SERVERS = (("postgres", "rabbitmq"), ("mariadb", "redis"))
+EVERYWHERE = (("default", "redis"), ("postgres", "rabbitmq"), ("mariadb", "redis"))
 PATIENT = {"PUBLISH_TIMEOUT": 30, "LEASE": 60}  # where a pause of the machine must not look like an outage or a death
 
 
@@ -32,7 +43,8 @@ def changes(alias: str) -> dict[str, int]:
 
 # A key has one run at a time, and nothing is lost --------------------------------------------------------------------
 
-SENDERS, TIMES = 2, 40  # processes, of four threads each; changes by each thread
+SENDERS, THREADS, TIMES = 2, 4, 40  # processes, the threads of each, and the changes by each thread: eight send at once
+WORKERS, CHILDREN = 2, 2  # and four work
 
 
 def runs(scene: Scene) -> dict[str, list[dict[str, Any]]]:
@@ -43,13 +55,13 @@ def runs(scene: Scene) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-@each_pair(("postgres", "redis"), ("mariadb", "rabbitmq"))
+@each_pair(("default", "redis"), ("postgres", "redis"), ("mariadb", "rabbitmq"))
 def test_one_run_of_a_key(scene: Scene) -> None:
-    """However many senders and workers, a product is indexed by one run at a time, of which the last one sees the last
+    """Of eight senders and four workers, a product is indexed by one run at a time, of which the last one sees the last
     change, and each change counts once; that needs no relay, and relays do not disturb it."""
-    scene.settings, relays = PATIENT, scene.alias == "mariadb"
+    scene.settings, relays = PATIENT, scene.alias != "postgres"
     make_products(scene.alias, 10)
-    workers = [scene.worker(pool="prefork", concurrency=2, EMBED_RELAY=relays) for _ in range(2)]
+    workers = [scene.worker(pool="prefork", concurrency=CHILDREN, EMBED_RELAY=relays) for _ in range(WORKERS)]
     senders = [scene.start("edit", "reindex", f"{TIMES}") for _ in range(SENDERS)]
 
     assert [0] * SENDERS == [sender.wait(timeout=180) for sender in senders]
@@ -62,7 +74,7 @@ def test_one_run_of_a_key(scene: Scene) -> None:
     assert changes(scene.alias) == {sku: of_product[-1]["state"] for sku, of_product in told.items()}
     counts = numbers(scene.alias)
     assert changes(scene.alias) == {sku: sum(stood_for) for sku, stood_for in counts.items()}
-    assert sum(map(len, counts.values())) < sum(changes(scene.alias).values()) == SENDERS * 4 * TIMES
+    assert sum(map(len, counts.values())) < sum(changes(scene.alias).values()) == SENDERS * THREADS * TIMES
     assert 1 < len({report["pid"] for of_product in told.values() for report in of_product})
     for worker in workers:
         worker.kill()
@@ -93,7 +105,7 @@ def kill_at_work(scene: Scene, worker: Process) -> None:
     worker.kill()
 
 
-@each_pair(*SERVERS)
+@each_pair(*EVERYWHERE)
 def test_order_while_workers_are_killed(scene: Scene, tmp_path: Path) -> None:
     """While one of two workers is killed again and again, what each change of a product leads to is committed once, and
     in the order in which the changes were."""
@@ -118,7 +130,7 @@ def test_order_while_workers_are_killed(scene: Scene, tmp_path: Path) -> None:
 MINUTE = 60  # seconds
 
 
-@each_pair(*SERVERS)
+@each_pair(*EVERYWHERE)
 def test_worker_killed_between_two_turns(scene: Scene) -> None:
     """A process that is killed anywhere around the end of a run, also after its commit and before the next has its
     turn, costs those behind it some time, and neither their order nor an event."""
@@ -136,7 +148,7 @@ def test_worker_killed_between_two_turns(scene: Scene) -> None:
     worker.kill()
 
 
-@each_pair(*SERVERS)
+@each_pair(*EVERYWHERE)
 def test_sender_killed_before_the_turn(scene: Scene) -> None:
     """What a sender has committed that is killed before its turn, or before it is published, runs once and in order."""
     worker = scene.worker(EMBED_RELAY=True)
@@ -149,7 +161,7 @@ def test_sender_killed_before_the_turn(scene: Scene) -> None:
     worker.kill()
 
 
-@each_pair(*SERVERS)
+@each_pair(*EVERYWHERE)
 def test_turns_without_a_relay(scene: Scene, settings: Any) -> None:
     """Where no relay runs at all, twenty events of a key that are sent in one transaction run all, and in order."""
     scene.settings = settings.DJANGO_CELERY_SIGNALS = {**settings.DJANGO_CELERY_SIGNALS, **PATIENT}
@@ -160,4 +172,34 @@ def test_turns_without_a_relay(scene: Scene, settings: Any) -> None:
 
     wait_until_done(scene.alias)
     assert {"in_turn alone": list(range(1, 21))} == numbers(scene.alias)
+    worker.kill()
+
+
+# A long run ----------------------------------------------------------------------------------------------------------
+
+
+@each_pair(("postgres", "redis"), ("mariadb", "rabbitmq"))
+def test_commits_beside_a_long_run(scene: Scene) -> None:
+    """While a receiver sleeps ten seconds in its transaction, whoever sends with its key commits in less than one, and
+    what is sent runs afterwards."""
+    scene.settings = PATIENT
+    worker = scene.worker(pool="prefork", concurrency=2)
+    took: list[float] = []
+
+    with connected_to(sleep_in_turn, sleep_and_fold):
+        line_up(scene.alias, "long", 1)
+        for name in ("sleep_in_turn", "sleep_and_fold"):
+            scene.reports.wait_for(name)
+        until = time.monotonic() + LONG - 3
+        while time.monotonic() < until:
+            began = time.monotonic()
+            line_up(scene.alias, "long", 1, first=len(took) + 2)
+            took.append(time.monotonic() - began)
+            time.sleep(0.2)
+
+    assert {} == effects(scene.alias)  # for both transactions are still open
+    assert max(took) < 1
+    wait_until_done(scene.alias)
+    last = 1 + len(took)
+    assert {"sleep_in_turn long": [*range(1, last + 1)], "sleep_and_fold long": [1, last]} == numbers(scene.alias)
     worker.kill()

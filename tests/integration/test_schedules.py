@@ -756,17 +756,17 @@ CONTROLS = {
     with_turns_out_of_order: IN_TURN,
     with_the_youngest_first: IN_TURN,
     with_the_turn_passed_on_too_early: IN_TURN,
-    with_a_turn_given_away_at_a_retry: replace(IN_TURN, often=("try_later",)),
+    with_a_turn_given_away_at_a_retry: Focus(kinds=("parking",), often=("try_later", "fail", "retry")),
     with_lost_followers: Focus(kinds=FOLDING),
     without_a_turn_after_failures: Focus(kinds=("parking",), often=("fail",)),
     without_a_turn_after_discards: Focus(kinds=("blocking",), often=("fail", "discard")),
     without_a_block: Focus(kinds=BLOCKING, often=("fail",)),
-    without_a_fence: Focus(kinds=("plain",), often=("deliver", "claim", "publish")),
+    without_a_fence: Focus(kinds=("plain",), often=("crash", "publish")),
     without_a_sweep: IN_TURN,
 }
 
 
-@each_database("postgres")
+@each_database("default", "postgres", "mariadb")
 @pytest.mark.parametrize(("variant", "focus"), CONTROLS.items(), ids=[variant.__name__ for variant in CONTROLS])
 def test_control(world: World, variant: Callable[[pytest.MonkeyPatch], None], focus: Focus) -> None:
     """Schedules find whatever is missing from the protocol."""

@@ -192,7 +192,8 @@ class Control:
     aliases: tuple[str, ...] = ("postgres", "mariadb")
 
 
-# SQLite has one writer: who sends waits for another's transaction whatever that does, and no lower id commits late.
+# All but "copy" need two transactions that have both written, which SQLite's lock forbids: there nobody commits while
+# a run completes, no lower id commits late, no keys cross, and who sends waits for whoever writes, whatever that does.
 CONTROLS = {
     "while one completes": Control(
         scene=while_one_completes, right=[1, 2], variant=with_promotion_in_the_transaction, wrong=[1]
