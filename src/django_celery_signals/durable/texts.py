@@ -38,7 +38,7 @@ def among(connection: BaseDatabaseWrapper, *lists: Sequence[int]) -> tuple[str, 
 
 #: Columns that a worker must know, where they need no conversion.
 OPENED = (
-    *("id", "event_id", "receiver", "signal", "summary", "key", "lane", "folds", "token", "attempts", "reruns"),
+    *("id", "event_id", "receiver", "signal", "summary", "key", "lane", "folds", "token", *COUNTS),
     *("options", "payload", "due_at"),
 )
 

@@ -34,6 +34,7 @@ class Opened:
     folds: bool
     token: int
     attempts: int
+    crashes: int
     reruns: int
     options: Any  # as the database has them, until it is made
     payload: str | None
