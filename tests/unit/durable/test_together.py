@@ -938,7 +938,7 @@ def test_leases_beside_one_that_asked_for_more(alias: str, celery_app: Celery, r
             return
         for _ in range(3):  # each time it would be in vain behind a statement that waits for this transaction
             before = ends(alias)[1]
-            wait_until(lambda: ends(alias)[1] > before, what="a renewal", timeout=5)  # noqa: B023
+            wait_until(lambda: ends(alias)[1] > before, what="a renewal")  # noqa: B023
 
     receive(act, bind=True)
     send_each(alias, "a", "b")
