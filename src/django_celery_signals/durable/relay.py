@@ -103,7 +103,7 @@ class Relay:
             time.sleep(min(left, NAP))
 
     def once(self) -> int:
-        """Publish all that is due now, and return how many messages the broker took.
+        """Publish all that is due now, and return how many deliveries the broker has by then.
 
         Runs whose workers have died are left to a relay that stays: whether the database was away, and living workers
         could not renew their leases, nobody can tell at a glance.
@@ -170,7 +170,7 @@ class Relay:
         """Publish those of a batch whose turn it is, mark what the broker has, and give back the rest.
 
         Returns:
-            How much the broker has.
+            How many deliveries the broker has.
         """
         meanwhile = Renewal(alias, claimed)
         rows = deliveries(alias).admit(claimed.claim, claimed.rows, meanwhile)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from django.test import override_settings
 from kombu.exceptions import OperationalError as BrokerError
 
 from django_celery_signals import PublishError, Relay
@@ -20,7 +19,7 @@ from django_celery_signals.signals import event_sent
 from django_celery_signals.wire import ARGUMENT, summary_of
 from tests.delivering import burnt, place, states
 from tests.drain import Published, take
-from tests.holding import bell, trace
+from tests.holding import bell, send, trace
 from tests.making import Tasks
 from tests.receiving import Receiving, hearing, ignore
 
@@ -242,9 +241,8 @@ def test_backlog(relay: Relay, celery_app: Celery, receiving: Receiving) -> None
     """A backlog goes out in few messages, each row is marked and told, and a worker runs each once."""
     numbers: list[int] = []
     task = receiving(bell, lambda number: numbers.append(number), guarantee="durable", chunk_size=50)
-    with override_settings(DJANGO_CELERY_SIGNALS={"FAST_PATH_LIMIT": 0}):
-        for number in range(45):
-            bell.send(sender=None, number=number, using="default")
+    for number in range(45):
+        send("default", number=number)
     ids = set(deliveries("default").values_list("event_id", flat=True))
 
     with hearing(event_sent) as heard:
@@ -321,6 +319,24 @@ def test_swept_and_published_again(relay: Relay, celery_app: Celery, tasks: Task
     assert 3 == relay.once()
     [message] = take(celery_app)
     assert 3 == len(message.kwargs[ARGUMENT]["rows"])
+
+
+def test_eager(relay: Relay, celery_app: Celery, receiving: Receiving) -> None:
+    """Where tasks run at once, those that go together do so in the relay; what fails is due again."""
+    runs: list[int] = []
+
+    def act(number: int) -> None:
+        runs.append(number)
+        if number == 7:
+            raise ValueError
+
+    receiving(bell, act, guarantee="durable", chunk_size=50)
+    for number in range(20):
+        send("default", number=number)
+    celery_app.conf.task_always_eager = True
+
+    assert 20 == relay.once()
+    assert (list(range(20)), {"ready": 1}, {(1, 0, 0)}) == (sorted(runs), states("default"), burnt("default"))
 
 
 # The pace of sendings ------------------------------------------------------------------------------------------------
