@@ -42,7 +42,8 @@ def main() -> int:
                 contenders=(kept := [one for one in benchmark.contenders if not one.peer]),
                 goals=[goal for goal in benchmark.goals if {goal.of, goal.to} <= {one.name for one in kept}],
             )
-        with servers(benchmark.needs) as (folder, ports):
+        with servers(benchmark.needs) as (folder, started):
+            ports = {who: server.port for who, server in started.items()}
             turns = (benchmark.rounds + 1) * len(benchmark.contenders)
             with tqdm(total=turns, unit=" turns", desc=name, file=sys.stdout, mininterval=1) as bar:
 
@@ -58,20 +59,20 @@ def main() -> int:
 
 
 @contextmanager
-def servers(names: Sequence[str]) -> Iterator[tuple[Path, dict[str, int]]]:
-    """Start servers in a folder of their own; give the folder, and the port of each."""
+def servers(names: Sequence[str]) -> Iterator[tuple[Path, dict[str, Server]]]:
+    """Start servers in a folder of their own; give the folder, and each of them."""
     folder = Path(tempfile.mkdtemp(prefix="dcs_benchmarks_"))
     folder.chmod(0o755)
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        ports: dict[str, int] = {}
+        started: dict[str, Server] = {}
         for name in names:
             server = SERVERS[name](folder=folder / name)
             stack.callback(server.end)
             server.begin()
-            ports[name] = server.port
+            started[name] = server
         try:
-            yield folder, ports
+            yield folder, started
         except RuntimeError as error:
             for log in sorted(folder.glob("benchmarks.*.log")):
                 error.add_note(f"{log.name}: {log.read_text()[-2000:]}")

@@ -97,6 +97,12 @@ class Server:
                 raise RuntimeError(f"{self.command()[0]} does not answer; see {log.name}")
             time.sleep(0.1)
 
+    @property
+    def pid(self) -> int:
+        """The process, while it is started."""
+        assert self._popen is not None
+        return self._popen.pid
+
     def stop(self) -> None:
         """End it and its children at once, as a power cut of its machine would."""
         if self._popen is None:
