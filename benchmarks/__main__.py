@@ -50,7 +50,7 @@ def main() -> int:
                     bar.set_postfix_str(who, refresh=False)
                     bar.update()
 
-                outcomes[name] = play(benchmark, ports, folder, tick)
+                outcomes[name] = play(benchmark, {**ports, "folder": str(folder)}, folder, tick)
         print(f"\n{benchmark.title}\n\n{table(outcomes[name])}\n", flush=True)
         write(arguments.results, {name: outcomes[name]}, f"make bench BENCH={name}")
     print(summary(arguments.results))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 GIVEN: dict[str, Any] = json.loads(os.environ.get("BENCHMARKS_SITE", "{}"))
@@ -45,12 +46,11 @@ _ENGINES: dict[str, dict[str, Any]] = {
         },
     },
 }
+_NAME = f"benchmarks_{SYSTEM}{GIVEN.get('suffix', '')}"
 DATABASES = {
     "default": {
         **_ENGINES[_DATABASE],
-        "NAME": GIVEN.get("file", ":memory:")
-        if _DATABASE == "sqlite"
-        else f"benchmarks_{SYSTEM}{GIVEN.get('suffix', '')}",
+        "NAME": str(Path(GIVEN.get("folder", ""), f"{_NAME}.sqlite3")) if _DATABASE == "sqlite" else _NAME,
         "PORT": GIVEN.get(_DATABASE, ""),
         "CONN_MAX_AGE": None,
     }
