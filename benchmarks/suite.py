@@ -127,6 +127,38 @@ def _send_on(database: str) -> Benchmark:
     )
 
 
+_TURNS = ("take_turn", "take_turn, others wait", "next_of", "pass_turn", "followers and fold", "admit")
+_CROWDS = {"1,000": {"same": 750, "others": 0}, "600,000": {"same": 100_000, "others": 500_000}}
+
+
+def _turns() -> Benchmark:
+    databases = {"postgres": "PostgreSQL", "mariadb": "MariaDB", "sqlite": "SQLite"}
+    few, many = _CROWDS
+    return Benchmark(
+        title="a turn, among few and among many that wait",
+        contenders=[
+            Contender(
+                name=f"{title}, {crowd} wait",
+                place=f"{_HERE}turning:turns",
+                site={"database": database, "suffix": f"_turns_{rows['same']}", **rows},
+            )
+            for database, title in databases.items()
+            for crowd, rows in _CROWDS.items()
+        ],
+        goals=[
+            Goal(of=f"{title}, {many} wait", to=f"{title}, {few} wait", figure=figure, most=1.2)
+            for title in databases.values()
+            for figure in _TURNS
+        ],
+        count=20,
+        needs=("postgres", "mariadb"),
+        note="Of 600,000 that wait 100,000 have one key, and 500,000 others, ten each; of 1,000, 750 have one. "
+        "A sender takes the turn of a key that has nothing else, and in vain that of the youngest of many; a worker "
+        "looks for the next, gives it the turn, and folds 500 into it; a relay admits of 500 what may be published. "
+        "Each statement alone, in transactions that are taken back.",
+    )
+
+
 SUITE: dict[str, Benchmark] = {
     "message": Benchmark(
         title="build one message",
@@ -215,6 +247,7 @@ SUITE: dict[str, Benchmark] = {
         rounds=7,
         note="One statement, which also returns what a relay must know of the rows. Taken back each time.",
     ),
+    "turns": _turns(),
     "memory": Benchmark(
         title="the relay's memory over a backlog of 200,000",
         contenders=[Contender(name="ours", place=f"{_HERE}claiming:memory", site={"broker": "redis", **_SLOWLY})],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 GIVEN: dict[str, Any] = json.loads(os.environ.get("BENCHMARKS_SITE", "{}"))
@@ -49,7 +50,7 @@ _NAME = f"benchmarks_{SYSTEM}{GIVEN.get('suffix', '')}"
 DATABASES = {
     "default": {
         **_ENGINES[_DATABASE],
-        "NAME": f"{GIVEN['folder']}/{_NAME}.sqlite3" if _DATABASE == "sqlite" else _NAME,
+        "NAME": str(Path(GIVEN.get("folder", ""), f"{_NAME}.sqlite3")) if _DATABASE == "sqlite" else _NAME,
         "PORT": GIVEN.get(_DATABASE, ""),
         "CONN_MAX_AGE": None,
     }
