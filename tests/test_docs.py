@@ -443,21 +443,19 @@ from shop.models import Article, Order
 
 @pytest.mark.django_db(transaction=True)
 def test_chunk_block(page: Any, stage: Stage, settings: Any) -> None:
-    """The reference's orders are added to their days one by one, many of them in one message."""
-    added: list[tuple[Any, Any]] = []
+    """The reference's orders are weighed one by one, many of them in one message."""
+    weighed: list[tuple[int, Any]] = []
 
-    def of(date: Any) -> Any:
-        return SimpleNamespace(update=lambda total: added.append((date, total)))
+    def of(pk: int) -> Any:
+        return SimpleNamespace(update=lambda weight: weighed.append((pk, weight)))
 
-    code = page(NAMES_OF_MANY + block_with(REFERENCE, "def total_of_the_day"))
-    code["Day"], code["F"] = SimpleNamespace(objects=SimpleNamespace(filter=of)), lambda name: 0
+    code = page(NAMES_OF_MANY + block_with(REFERENCE, "def weigh"))
+    code["Order"], code["weight_of"] = SimpleNamespace(objects=SimpleNamespace(filter=of)), lambda order: order.total
     ada, settings.DJANGO_CELERY_SIGNALS = Customer.objects.create(name="Ada"), {"FAST_PATH_LIMIT": 0}
-    for number in range(20):
-        Order.objects.create(customer=ada, total=number)
+    orders = [Order.objects.create(customer=ada, total=number) for number in range(20)]
 
     assert (20, 10) == (stage.relay(), stage.work())
-    today = Order.objects.first().placed_at.date()  # type: ignore[union-attr]
-    assert [(today, number) for number in range(20)] == sorted(added)
+    assert [(order.pk, order.total) for order in orders] == sorted(weighed)
     assert 0 == stage.rows().count()
 
 

@@ -34,7 +34,7 @@ class muted:
 
     def __exit__(self, *_: object) -> None:
         """End it."""
-        _muted.set(_muted.get() - 1)
+        _muted.set(max(0, _muted.get() - 1))  # perhaps in another context than it began in
 
     def __call__(self, function: F) -> F:
         """Make each call of a function a block.

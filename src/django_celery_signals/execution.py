@@ -75,7 +75,7 @@ def run(task: Any, hold: Hold | Later, instance: Source = instance_from) -> None
         Exception: what Celery is told when it did not succeed; all is noted then.
     """
     envelope = read(hold)
-    with running(envelope.event), _context_of(envelope):
+    with running(envelope.event), context_of(envelope):
         kwargs, event = arguments(task, envelope, hold, instance)
         with running(event):
             _run(task, event, kwargs, hold)
@@ -133,7 +133,7 @@ def read(hold: Hold | Later) -> Envelope:
 
 
 @contextmanager
-def _context_of(envelope: Envelope) -> Iterator[None]:
+def context_of(envelope: Envelope) -> Iterator[None]:
     """Restore the sending's language and time zone for as long as the receiver runs."""
     with ExitStack() as stack:
         language, zone = envelope.context.get("language"), envelope.context.get("timezone")

@@ -106,6 +106,7 @@ def check_batch(name: str, body: Body | None) -> None:
         return
     found, function = _parameters_of(name, *body), body[0]
     others = [p.name for p in found if p.name != "events" and p.default is p.empty and p.kind in _NAMED]
+    others += [p.name for p in found if p.kind is p.POSITIONAL_ONLY]
     takes = [p for p in found if (p.name == "events" and p.kind in _NAMED) or p.kind is p.VAR_KEYWORD]
     if others or not takes:
         own = getattr(function, "__name__", "receiver")

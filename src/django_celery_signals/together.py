@@ -11,20 +11,21 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from operator import attrgetter
 from typing import Any
 
 from celery.exceptions import Ignore, Retry
 from django.db import Error, close_old_connections, connections, transaction
 
+from . import policy
 from .codec.fetching import Fetched
 from .durable.hold import Held
 from .durable.reference import read_chunk
-from .durable.together import All, Later, PutOff, complete_together, kept, opened_together
+from .durable.together import All, Later, PutOff, complete_together, give_back, kept, opened_together, shield
 from .event import Event, running
-from .exceptions import DecodeError
-from .execution import arguments, attempt, nodes, read, run
+from .exceptions import DecodeError, RetryAfter
+from .execution import arguments, attempt, context_of, nodes, read, run
 from .signals import receiver_started, tell
 from .wire import objects_in
 
@@ -93,8 +94,7 @@ def _in_savepoint(task: Any, one: Later, fetched: Fetched) -> None:
         except PutOff:
             if one.spoils or not _survives(connection, used):
                 raise
-    # What one does after the commit must not keep the others from theirs.
-    connection.run_on_commit[hooks:] = [(*entry[:2], True) for entry in connection.run_on_commit[hooks:]]
+    shield(connection, hooks, one.context)
 
 
 def _survives(connection: Any, used: Any) -> bool:
@@ -122,12 +122,14 @@ def _fetched(task: Any, holds: Sequence[Held]) -> Fetched:
 @contextmanager
 def _its_request(task: Any, hold: Held) -> Iterator[None]:
     """Let the receiver see its own delivery in ``self.request``, as if it had come alone."""
-    own_id = task.request.id
-    task.request.update(id=hold.known.event_id, retries=hold.known.attempts, hold=hold)
+    names = ("id", "retries", "root_id", "parent_id", "hold")
+    before, known = {name: getattr(task.request, name, None) for name in names}, hold.known
+    lineage = {"root_id": known.options.get("root_id") or known.event_id, "parent_id": known.options.get("parent_id")}
+    task.request.update(id=known.event_id, retries=known.attempts, hold=hold, **lineage)
     try:
         yield
     finally:
-        task.request.update(id=own_id, hold=None)
+        task.request.update(before)
         task.request.__dict__.pop("override_max_retries", None)  # of a retry() in this run, and not of the next one's
 
 
@@ -191,16 +193,30 @@ def _call_with(task: Any, holds: Sequence[Held], events: Sequence[Event]) -> Non
     every = All(task, holds)
     task.request.update(hold=every)
     try:
-        with running(max(events, key=attrgetter("depth"))):  # what it sends has come so far
+        with running(max(events, key=attrgetter("depth"))), _shared_context(holds):  # what it sends has come so far
             attempt(task, events[0], {"events": list(events)}, every)
     except Exception as error:
         _give_back(task, holds, error)
         return
+    finally:
+        task.request.update(hold=None)
     for hold, event in zip(holds, events, strict=True):
         hold.succeeded(event, time.monotonic() - started)
 
 
+def _shared_context(holds: Sequence[Held]) -> AbstractContextManager[None]:
+    """Restore the language and time zone of the sendings, if all have the same."""
+    envelopes = [hold.envelope() for hold in holds]
+    first = envelopes[0]
+    return context_of(first) if all(one.context == first.context for one in envelopes) else nullcontext()
+
+
 def _give_back(task: Any, holds: Sequence[Held], error: Exception) -> None:
-    for hold in holds:
-        hold.lease.ending = False
-    logger.info("%s: %d deliveries run again, one by one, for together there was %r.", task.name, len(holds), error)
+    seconds = error.seconds if isinstance(error, RetryAfter) else 0.0
+    if isinstance(error, Retry):
+        seconds = policy.seconds_until(error.when)
+    logger.warning(
+        *("%s: %d deliveries run again, one by one, for together there was %r.", task.name, len(holds), error),
+        exc_info=error,
+    )
+    give_back(holds, seconds)

@@ -319,11 +319,13 @@ def test_what_is_not_waited_for_arrives(broker: Broker, line: Line) -> None:
 @each_broker("rabbitmq")
 def test_a_connection_that_breaks_leaves_doubts(broker: Broker, line: Line) -> None:
     """What was not confirmed when a connection broke may be lost; the line says so, and its thread connects anew."""
-    go_ahead(line, broker)
 
-    assert not line.at_once(failing(OSError("gone")), doubt("this one"))
+    def breaks() -> bool:
+        go_ahead(line, broker)
+        assert not line.at_once(failing(OSError("gone")), doubt("this one"))
+        return told(line) == ["ahead"]
 
-    assert ["ahead"] == told(line)
+    wait_until(breaks, what="a connection to break before the confirm is heard")
     assert not line.at_once(do_nothing, doubt("this one"))
     go_ahead(line, broker)
 
@@ -332,11 +334,14 @@ def test_a_connection_that_breaks_leaves_doubts(broker: Broker, line: Line) -> N
 @pytest.mark.parametrize("error", [SoftTimeLimitExceeded(), KeyboardInterrupt()], ids=["soft", "keyboard"])
 def test_a_time_limit_is_the_callers(broker: Broker, line: Line, error: BaseException) -> None:
     """What ends the caller's work from outside while something is handed over ends not only that."""
-    go_ahead(line, broker)
 
-    with pytest.raises(type(error)):
-        line.at_once(failing(error), doubt("this one"))
-    assert ["ahead"] == told(line)
+    def ends() -> bool:
+        go_ahead(line, broker)
+        with pytest.raises(type(error)):
+            line.at_once(failing(error), doubt("this one"))
+        return told(line) == ["ahead"]
+
+    wait_until(ends, what="the caller to be ended before the confirm is heard")
     assert not line.at_once(do_nothing, doubt("this one"))
 
 

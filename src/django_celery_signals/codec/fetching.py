@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -12,14 +13,16 @@ from django.db import connections, models
 
 from ..exceptions import DecodeError
 from .core import Decoder
-from .instances import instance_from
+from .instances import instance_from, line_of
+
+FRESH = 1.0  # seconds for which a row that was fetched beforehand counts as just fetched
 
 
 class Fetched:
     """Instances that were fetched together, for several envelopes: with one query for each model and database.
 
-    Each is given out once. Whoever refers to the same row later gets it as it is then, for who had it first may have
-    changed it meanwhile.
+    Each is given out once, and soon. Whoever refers to the same row later, be it as another class of it, gets it as it
+    is then, for who had it first may have changed it meanwhile; and so does who comes when what was fetched is old.
     """
 
     def __init__(self, entries: Iterable[Any]) -> None:
@@ -34,6 +37,7 @@ class Fetched:
         keys: defaultdict[tuple[type[models.Model], str], set[Any]] = defaultdict(set)
         for place in filter(None, map(_place, entries)):
             keys[place[:2]].add(place[2])
+        self._until, self._given = time.monotonic() + FRESH, set[Any]()
         self._found: dict[tuple[type[models.Model], str, Any], models.Model] = {
             (model, alias, pk): instance
             for (model, alias), pks in keys.items()
@@ -43,8 +47,18 @@ class Fetched:
     def __call__(self, entry: Any, decoder: Decoder) -> models.Model:
         """Make the instance of an entry, as :func:`instance_from` does."""
         place = _place(entry)
-        found = self._found.pop(place, None) if place is not None else None
+        if place is None:
+            return instance_from(entry, decoder)
+        row = _row(place)
+        found = self._found.pop(place, None) if row not in self._given and time.monotonic() < self._until else None
+        self._given.add(row)
         return instance_from(entry, decoder) if found is None else found
+
+
+def _row(place: tuple[type[models.Model], str, Any]) -> tuple[Any, ...]:
+    """Return what tells a row, of whichever class it is."""
+    model, alias, pk = place
+    return line_of(model)[-1], alias, pk
 
 
 def _plain(model: type[models.Model], alias: str) -> models.QuerySet[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -48,15 +49,17 @@ class batched:
             using: its alias; what is sent in the transactions of others is written at once, as ever.
         """
         self.using = using
+        self._own = threading.local()  # one object may be entered again, and by other threads
 
     def __enter__(self) -> None:
         """Begin the block."""
-        self._block = _block(self.using)
-        self._block.__enter__()
+        block = _block(self.using)
+        block.__enter__()
+        vars(self._own).setdefault("blocks", []).append(block)
 
     def __exit__(self, *error: Any) -> None:
         """End it."""
-        self._block.__exit__(*error)
+        self._own.blocks.pop().__exit__(*error)
 
     def __call__(self, function: F) -> F:
         """Make each call of a function a block.

@@ -15,7 +15,7 @@ from typing import Any
 
 from django.apps import apps
 from django.db import connections
-from django.db.models import F, Q
+from django.db.models import F, Func, IntegerField, Q
 
 from .clock import In, from_now
 from .rows import STEP, State, new_token
@@ -88,6 +88,12 @@ class DeliveryQuerySet(WorkQuerySet):
         sql, params = text.format(now=now, due=due), (limit, claim, *moment)
         rows = self._surely(lambda: self._fetch(sql, params))
         return sorted((Due(*row) for row in rows), key=attrgetter("pk"))
+
+    def sizes(self, ids: Sequence[int]) -> dict[int, int]:
+        """Return the bytes of deliveries' payloads, without reading them."""
+        function = "LENGTH" if connections[self.db].vendor == "sqlite" else "OCTET_LENGTH"
+        size: Any = Func(F("payload"), function=function, output_field=IntegerField())
+        return dict(self.filter(pk__in=ids).values_list("pk", size))
 
     def renew(self, claim: int, ids: Iterable[int], grace: float) -> int:
         """Keep what was claimed for so many seconds more, but for what another transaction has its hands on."""

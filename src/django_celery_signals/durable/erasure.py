@@ -90,4 +90,4 @@ def _forget(using: str, nodes: set[str], key: str | None) -> int:
     ]
     dropped = sum(rows.drop() for rows in deliveries(using).in_steps(ids))
     # A run may have folded one into another meanwhile, of which it was not known that it is about the object.
-    return dropped + _forget(using, nodes, key) if ids else 0
+    return dropped + _forget(using, nodes, key) if dropped else 0

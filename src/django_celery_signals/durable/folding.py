@@ -122,8 +122,9 @@ def fold_in(lease: Lease, known: Any) -> Envelope:
     followers = deliveries(lease.using).followers(known.lane, MOST) if is_followed else ()
     # The head itself need not be the oldest: one that was parked and is retried, or was committed late, is older.
     readable = _read(lease, followers)
+    early = _early(lease, followers)
     # Behind one that cannot be folded, or may not yet, they wait for their turn.
-    folded = list(takewhile(lambda row: row.pk in readable and _may_start(lease, row), followers))
+    folded = list(takewhile(lambda row: row.pk in readable and row.pk not in early, followers))
     if not folded:
         return envelope
     rows = sorted((known, *folded), key=lambda row: row.pk)
@@ -141,10 +142,11 @@ def fold_in(lease: Lease, known: Any) -> Envelope:
     return together
 
 
-def _may_start(lease: Lease, row: Any) -> bool:
-    """Tell whether the countdown of a delivery is over; a debounced one has none of its own."""
-    countdown = row.options.get("countdown")
-    return not countdown or "debounce" in row.options or deliveries(lease.using).age(row) >= countdown
+def _early(lease: Lease, followers: Sequence[Any]) -> set[int]:
+    """Return the keys of those whose countdown is not over; what is debounced has none of its own."""
+    counting = [row for row in followers if row.options.get("countdown") and "debounce" not in row.options]
+    ages = deliveries(lease.using).ages(counting)
+    return {row.pk for row, age in zip(counting, ages, strict=True) if age < row.options["countdown"]}
 
 
 def _latest(moments: Sequence[str | None]) -> str | None:

@@ -68,7 +68,8 @@ def lease_of(task: Any, using: str, count: int = 1) -> tuple[float, bool]:
         return lease, False
     if not task.atomic or not _sees_the_past(using):
         return lease, not task.request.is_eager
-    return max(lease, count * float(task.time_limit or task.app.conf.task_time_limit or UNRENEWED)), False
+    limit = float(task.time_limit or task.app.conf.task_time_limit or 0)
+    return max(lease, limit * (1 if task.batch else count) or UNRENEWED), False
 
 
 @cache
@@ -119,11 +120,13 @@ class Held:
         That is a crash, which the relay counts at once instead of at the end of the lease: a receiver that always
         exceeds its time limit must not run for ever.
         """
-        if isinstance(error, Exception) and not self.lease.ending:
-            self._rerun(None, error)
-        elif error is not None and not isinstance(error, Exception):
-            self._surely(lambda: self._row().update(due_at=In(0)), patience=PAUSE)
-        keeper(self.lease.using).let_go(self.lease)
+        try:
+            if isinstance(error, Exception) and not self.lease.ending:
+                self._rerun(None, error)
+            elif error is not None and not isinstance(error, Exception):
+                self._surely(lambda: self._row().update(due_at=In(0)), patience=PAUSE)
+        finally:  # a time limit may end this as well, and what nobody runs must not be renewed
+            keeper(self.lease.using).let_go(self.lease)
         if self.passes_on and self.known.lane is not None:
             publish_next(self.task.app, self.lease.using, self.known.lane)
 

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -136,8 +136,10 @@ class Keeper:
 
     def _run(self) -> None:
         while True:
-            for lease in (due := self._due()):
-                lease.renew()
+            due = self._due()
+            if not _renewed_together(due):
+                for lease in due:
+                    lease.renew()
             if due:
                 _close(due[0].using)  # kept for a third of a lease, it would only count against the server's limit
 
@@ -152,6 +154,22 @@ class Keeper:
                 self._changed.wait(None if self._wakes_at is None else self._wakes_at - now)
                 self._wakes_at = None
             return due
+
+
+def _renewed_together(leases: Sequence[Lease]) -> bool:
+    """Renew several leases in one statement; False, when each is to be looked at."""
+    if len(leases) < 2 or len({lease.seconds for lease in leases}) > 1:
+        return False
+    rows = deliveries(leases[0].using).running([one.pk for one in leases], [one.token for one in leases])
+    try:
+        renewed = rows.update(due_at=In(leases[0].seconds))
+    except Exception as error:  # which of them it is about, each will say
+        logger.info("%d leases in %r could not be renewed together: %r", len(leases), leases[0].using, error)
+        return False
+    if renewed == len(leases):
+        for lease in leases:
+            lease.postpone()
+    return renewed == len(leases)
 
 
 def _close(using: str) -> None:

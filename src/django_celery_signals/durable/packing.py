@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from celery import Celery
 
 from ..event import new_id
 from ..handover import Message
+from .deliveries import deliveries
 from .outbox import message_of
 from .pace import most_together
 from .reference import Chunk
 
+HEAVIEST = 8 * 1024 * 1024  # bytes of payloads in a message that refers to several
 SHARES = 10  # messages that a claim of one receiver makes at least, for so many workers may be idle
 _LIMITS = ("time_limit", "soft_time_limit")
 
 Pack = Sequence[Any]  # deliveries that go together
 
 
-def packed(app: Celery, rows: Iterable[Any]) -> list[Pack]:
+def packed(app: Celery, rows: Iterable[Any], using: str) -> list[Pack]:
     """Divide deliveries into those that go together, in their order.
 
     Alone goes what takes turns, and what has been tried before: it may have failed by itself, or with others, of which
@@ -36,15 +38,31 @@ def packed(app: Celery, rows: Iterable[Any]) -> list[Pack]:
     for (receiver, *_), waiting in alike.items():
         task: Any = app.tasks[receiver]
         size = task.most_together if task.batch else max(1, min(task.most_together, len(waiting) // SHARES))
-        packs.extend(waiting[start : start + size] for start in range(0, len(waiting), size))
+        packs.extend(_divided(waiting, size, deliveries(using).sizes([row.pk for row in waiting])) if size > 1 else [])
+        packs.extend([row] for row in waiting if size == 1)
     return packs
 
 
+def _divided(waiting: Sequence[Any], size: int, weights: Mapping[int, int]) -> Iterator[Pack]:
+    """Yield packs of so many deliveries, or of as many as a worker should have in memory at once."""
+    pack: list[Any] = []
+    weight = 0
+    for row in waiting:
+        own = weights.get(row.pk, 0)
+        if pack and (len(pack) == size or weight + own > HEAVIEST):
+            yield pack
+            pack, weight = [], 0
+        pack.append(row)
+        weight += own
+    yield pack
+
+
 def message_of_pack(app: Celery, pack: Pack, using: str) -> Message:
-    """Return the message of deliveries that go together. What limits a run's time limits that of all, as many times."""
+    """Return the message of deliveries that go together; they have as many times the time of one, but for one call."""
     if len(pack) == 1:
         return message_of(app, pack[0], using)
-    first, task = pack[0], app.tasks[pack[0].receiver]
+    first = pack[0]
+    task: Any = app.tasks[first.receiver]
     routing = {name: first.options[name] for name in ("queue", "priority") if name in first.options}
     limits = {name: getattr(task, name) or getattr(app.conf, f"task_{name}") for name in _LIMITS}
     return Message(
@@ -56,7 +74,7 @@ def message_of_pack(app: Celery, pack: Pack, using: str) -> Message:
         body=Chunk(alias=using, receiver=first.receiver, rows=[(row.pk, row.token) for row in pack]).carried(),
         options={
             **routing,
-            **{name: limit * len(pack) for name, limit in limits.items() if limit},
+            **({} if task.batch else {name: limit * len(pack) for name, limit in limits.items() if limit}),
             "expires": None,
             "task_id": own_id,
             "retries": 0,

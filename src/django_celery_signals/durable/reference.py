@@ -27,6 +27,9 @@ class Reference:
         return {**carried, "folds": True} if self.folds else carried
 
 
+MOST = 500  # deliveries that a message may refer to
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
     """The way from one message to several rows of a receiver."""
@@ -77,13 +80,11 @@ def read_chunk(carried: Mapping[str, Any], names: tuple[str, ...]) -> Chunk:
     """
     try:
         rows = [(pk, token) for pk, token in carried["rows"]]
-        if not rows:
-            raise ValueError("it refers to none")
+        if not 0 < len(rows) <= MOST:
+            raise ValueError(f"it refers to {len(rows)} deliveries")
         chunk = Chunk(alias=carried["alias"], receiver=carried["receiver"], rows=rows)
     except (KeyError, TypeError, ValueError) as error:
         raise DecodeError(f"The message of several deliveries is damaged: {error!r:.120}") from error
-    if not chunk.rows:
-        raise DecodeError("The message of several deliveries is damaged: it has none.")
     for pk, token in chunk.rows:
         _check_numbers(pk, token)
     _check_address(chunk, names)

@@ -175,7 +175,7 @@ class Relay:
         meanwhile = Renewal(alias, claimed)
         rows = deliveries(alias).admit(claimed.claim, claimed.rows, meanwhile)
         known = [row for row in rows if row.receiver in self.app.tasks]
-        packs = packed(self.app, known)
+        packs = packed(self.app, known, alias)
         outcomes = self._bulk.publish([message_of_pack(self.app, pack, alias) for pack in packs], meanwhile)
         ended = [(row, error) for pack, error in zip(packs, outcomes, strict=True) for row in pack]
         taken = [row for row, error in ended if error is None]

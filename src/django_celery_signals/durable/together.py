@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import Context, copy_context
 from functools import partial
 from typing import Any
 
@@ -15,13 +16,15 @@ from django.db import connections
 
 from ..envelope import Envelope
 from ..event import Event
-from ..exceptions import LeaseLost
+from ..exceptions import LeaseLost, RetryAfter
+from ..handover import Hook
 from .clock import In
 from .deliveries import DeliveryQuerySet, deliveries
 from .hold import Held, held, lease_of
 from .lease import PAUSE, keeper, surely
 from .reference import Chunk
 from .rows import State
+from .trouble import is_conflict
 
 logger = logging.getLogger(__name__)
 
@@ -48,19 +51,32 @@ def kept(holds: Sequence[Held]) -> Iterator[None]:
     for hold in holds:
         if hold.renews:
             keeper(hold.lease.using).keep(hold.lease)
-    patience: float | None = PAUSE  # of who is ended from outside; when the lease ends, the relay does the same
     try:
-        yield
-        patience = None
-    except Exception:
-        patience = None
-        raise
+        with _given_back(holds):
+            yield
     finally:
-        if left := [hold for hold in holds if not hold.lease.ending]:
-            using, receiver = left[0].lease.using, left[0].known.receiver
-            surely(using, receiver, lambda: _rows(left).rerun(), patience=patience)
         for hold in holds:
             keeper(hold.lease.using).let_go(hold.lease)
+
+
+@contextmanager
+def _given_back(holds: Sequence[Held]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        is_ended = not isinstance(error, Exception)  # from outside, perhaps in a COMMIT: the fence tells what is left
+        left = holds if is_ended else [hold for hold in holds if not hold.lease.ending]
+        give_back(left, patience=PAUSE if is_ended else None)  # at the end of the lease the relay does the same
+        raise
+    give_back([hold for hold in holds if not hold.lease.ending])
+
+
+def give_back(holds: Sequence[Held], seconds: float = 0, *, patience: float | None = None) -> int:
+    """Let deliveries run again in so many seconds, each alone; return how many of them had not ended otherwise."""
+    if not holds:
+        return 0
+    using, receiver = holds[0].lease.using, holds[0].known.receiver
+    return surely(using, receiver, lambda: _rows(holds).rerun(seconds), patience=patience)
 
 
 def _rows(holds: Sequence[Held]) -> DeliveryQuerySet:
@@ -118,12 +134,36 @@ class All:
         """Note that the receiver succeeded with all of them.
 
         Raises:
-            PutOff: when it asked for another run of them and went on.
+            RetryAfter: when it asked for another run of them and went on.
             LeaseLost: when another run has one of them.
         """
         if self.retry_in is not None:
-            raise PutOff("the receiver called retry()")
+            raise RetryAfter(self.retry_in)
         complete_together(self.task, self.holds)
+        if self.task.atomic:
+            shield(connections[self.holds[0].lease.using], 0, copy_context())
+
+
+class _OneOfSeveral:
+    """What one of several deliveries does after their commit: in its own context, and no error of it stops another's.
+
+    Django writes the name of what fails into its log, which a ``partial`` has not.
+    """
+
+    def __init__(self, hook: Callable[[], Any], context: Context) -> None:
+        self.hook, self.context = hook, context
+        self.__qualname__ = getattr(hook, "__qualname__", None) or repr(hook)
+
+    def __call__(self) -> None:
+        self.context.run(self.hook)
+
+
+def shield(connection: Any, start: int, context: Context) -> None:
+    """Let the hooks that were registered for a commit, from the given one on, run beside one another."""
+    connection.run_on_commit[start:] = [
+        (ids, hook if isinstance(hook, Hook) else _OneOfSeveral(hook, context), True)
+        for ids, hook, _ in connection.run_on_commit[start:]
+    ]
 
 
 class Later:
@@ -136,6 +176,7 @@ class Later:
         self.hold = hold
         self.is_done = False  # whether it is to be completed with the others
         self.spoils = False  # whether its error says nothing about itself
+        self.context = copy_context()  # of its run: the event, the language
         self._then: Callable[[], Exception | None] | None = None
 
     def envelope(self) -> Envelope:
@@ -165,7 +206,7 @@ class Later:
 
     def succeeded(self, event: Event, runtime: float) -> None:
         """Tell that later."""
-        self._then = partial(self.hold.succeeded, event, runtime)
+        self.context, self._then = copy_context(), partial(self.hold.succeeded, event, runtime)
 
     def discard(self, event: Event, reason: str) -> Exception:
         """Drop the event later."""
@@ -178,7 +219,9 @@ class Later:
     def raised(self, event: Event, error: Exception) -> Exception:
         """Decide on an error later."""
         reason = error.exc if isinstance(error, Retry) else error  # of autoretry_for=(Exception,)
-        self.spoils = isinstance(reason, SoftTimeLimitExceeded)  # the time of all is over, whoever had it
+        # The time of all is over, whoever had it; and a deadlock is about locks that others of these have taken.
+        met = self.hold.task.atomic and reason is not None and is_conflict(reason)
+        self.spoils = isinstance(reason, SoftTimeLimitExceeded) or met
         return self._later(self.hold.raised, event, error)
 
     def again(self, event: Event | None, error: Exception, seconds: float, tries: int | None = None) -> Exception:
@@ -186,13 +229,13 @@ class Later:
         return self._later(self.hold.again, event, error, seconds, tries)
 
     def _later(self, then: Callable[..., Exception], *args: Any) -> Exception:
-        self.is_done, self._then = False, partial(then, *args)
+        self.is_done, self.context, self._then = False, copy_context(), partial(then, *args)
         return PutOff(args[1])
 
     def settle(self) -> Exception | None:
         """Note what became of it; return what Celery would have been told."""
         self.hold.lease.ending = self.hold.completed
-        return self._then() if self._then is not None else None
+        return self.context.run(self._then) if self._then is not None else None
 
 
 class PutOff(Exception):

@@ -75,12 +75,14 @@ class TurnQuerySet(RowQuerySet):
         delay = max(row.options.get("countdown", 0.0), row.options.get("debounce", 0.0))
         if not delay:
             return 0.0
-        return max(0.0, float(delay) - self.age(row))
+        return max(0.0, float(delay) - self.ages([row])[0])
 
-    def age(self, row: Any) -> float:
-        """Return the seconds since a delivery was written, by the database's clock; 0, if it is gone."""
-        now = self.filter(pk=row.pk).values_list(In(0), flat=True).first() or row.created_at
-        return self._between(row.created_at, now)
+    def ages(self, rows: Sequence[Any]) -> list[float]:
+        """Return the seconds since deliveries were written, by the database's clock; none, if the first is gone."""
+        if not rows:
+            return []
+        now = self.filter(pk=rows[0].pk).values_list(In(0), flat=True).first() or rows[0].created_at
+        return [self._between(row.created_at, now) for row in rows]
 
     def _between(self, earlier: datetime, later: datetime) -> float:
         return (instant(later, connections[self.db]) - instant(earlier, connections[self.db])).total_seconds()

@@ -109,9 +109,9 @@ class WorkQuerySet(TurnQuerySet):
         """Return what a worker holds; nobody guesses a token, so pairs need no check."""
         return self.filter(pk__in=ids, token__in=tokens, state=State.RUNNING)
 
-    def rerun(self) -> int:
-        """Have deliveries run again at once, without counting, and by themselves if they were put together."""
-        return self.update(state=State.READY, due_at=In(0), reruns=F("reruns") + 1, claim=None, sends=0)
+    def rerun(self, seconds: float = 0) -> int:
+        """Have deliveries run again in so many seconds, without counting, and by themselves if they were together."""
+        return self.update(state=State.READY, due_at=In(seconds), reruns=F("reruns") + 1, claim=None, sends=0)
 
     def complete_together(self, ids: Sequence[int], tokens: Sequence[int]) -> int:
         """Delete what is held by these tokens."""

@@ -9,6 +9,7 @@ import pytest
 from django.db import connections
 from django.test.utils import CaptureQueriesContext
 
+from django_celery_signals.codec import fetching
 from django_celery_signals.codec.core import Decoder
 from django_celery_signals.codec.fetching import Fetched
 from django_celery_signals.codec.instances import InstanceEncoder, instance_from
@@ -36,6 +37,34 @@ def entry_of(instance: Any, **changes: Any) -> dict[str, Any]:
     encoder = InstanceEncoder(lambda error: None, snapshot=False, users_too=False)
     encoder.encode(instance)
     return {**encoder.objects[0], **changes}
+
+
+@each_kind
+def test_other_classes_of_a_row(alias: str) -> None:
+    """A row that was given out as one class of it is fetched anew as another: the first may have changed it."""
+    order = RushOrder.objects.using(alias).create(customer=ada(alias))
+    proxy = PriorityOrder.objects.using(alias).get(pk=order.pk)
+    entries = [entry_of(order), entry_of(proxy)]
+    fetched = Fetched(entries)
+    given(fetched, entries[0])
+    Order.objects.using(alias).update(status="paid")
+
+    assert "paid" == given(fetched, entries[1]).status
+
+
+@each_kind
+def test_what_is_old(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was fetched some time ago is fetched anew, or found to be gone."""
+    one, other = (ada(alias) for _ in range(2))
+    entries = [entry_of(one), entry_of(other)]
+    monkeypatch.setattr(fetching, "FRESH", 0.0)
+    fetched = Fetched(entries)
+    Customer.objects.using(alias).filter(pk=one.pk).update(name="Countess")
+    other.delete()
+
+    assert "Countess" == given(fetched, entries[0]).name
+    with pytest.raises(InstanceMissing):
+        given(fetched, entries[1])
 
 
 def given(fetched: Fetched, entry: Any) -> Any:

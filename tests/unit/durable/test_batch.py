@@ -178,6 +178,27 @@ def test_other_threads(alias: str, ring: Any, celery_app: Celery) -> None:
     assert 1 == len(take(celery_app))
 
 
+@each_kind
+def test_one_object_for_several_blocks(alias: str, ring: Any) -> None:
+    """One object may be entered again within itself, and by other threads: each is over when its own block is."""
+    block = batched(alias)
+    with block:
+        ring(alias, 1)
+        with block:
+            ring(alias, 2)
+        assert connections[alias].in_atomic_block
+        assert [] == rung(alias)
+
+    assert ([1, 2], False) == (rung(alias), connections[alias].in_atomic_block)
+
+    def other() -> None:
+        with block:
+            ring(alias, 3)
+
+    elsewhere(other)
+    assert [1, 2, 3] == rung(alias)
+
+
 def test_what_cannot_be_decorated() -> None:
     """A coroutine function has no transaction of its own, and a generator's body runs when the call is over."""
 

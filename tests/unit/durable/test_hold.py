@@ -594,6 +594,8 @@ def test_length_of_such_a_lease(
     monkeypatch.setattr(hold, "_sees_the_past", lambda using: True)
 
     assert (float(seconds), False) == hold.lease_of(task, alias)
+    together = 3600.0 if seconds == 3600 else max(LEASE, 50 * float(own or project or 0))
+    assert (together, False) == hold.lease_of(task, alias, 50)  # as long as all of them may take
 
 
 LEVELS = [

@@ -8,10 +8,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from django.db import connections, transaction
+from django.test.utils import CaptureQueriesContext
 from psycopg import IsolationLevel
 
 from django_celery_signals.durable import lease as module
@@ -73,6 +75,30 @@ def away(alias: str) -> Iterator[None]:
 
 
 # Renewal -------------------------------------------------------------------------------------------------------------
+
+
+@each_kind
+def test_many_are_renewed_together(alias: str) -> None:
+    """Leases of one message cost one statement; where one of them is lost, each is looked at."""
+    leases = [leased(alias) for _ in range(4)]
+    with CaptureQueriesContext(connections[alias]) as queries:
+        assert module._renewed_together(leases)
+    assert 1 == len(queries)
+    assert all(58 < lasts(lease) <= 60 for lease in leases)
+    assert all(lease.renew_at > time.monotonic() + 15 for lease in leases)
+
+    deliveries(alias).filter(pk=leases[0].pk).update(token=7)
+    assert not module._renewed_together(leases)
+    assert not module._renewed_together(leases[:1])
+    assert not module._renewed_together([leases[1], leased(alias, 30.0)])
+
+
+def test_many_that_cannot_be_renewed_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong with all of them, each is tried by itself."""
+    leases = [Lease(using="default", pk=number, token=number, seconds=60.0) for number in range(2)]
+    monkeypatch.setattr(module, "deliveries", lambda using: SimpleNamespace(running=lambda ids, tokens: None))
+
+    assert not module._renewed_together(leases)
 
 
 @each_kind

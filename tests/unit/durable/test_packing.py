@@ -11,6 +11,7 @@ from kombu.exceptions import OperationalError as BrokerError
 
 from django_celery_signals import PublishError, Relay
 from django_celery_signals.durable import pace as pace_module
+from django_celery_signals.durable import packing
 from django_celery_signals.durable.bulk import Bulk
 from django_celery_signals.durable.deliveries import DeliveryQuerySet, State, deliveries
 from django_celery_signals.durable.pace import RATE, Pace, most_together
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.django_db(transaction=True, databases=["default"])
 
 def lengths(app: Celery) -> list[int]:
     """Return how many deliveries each message would have."""
-    return [len(pack) for pack in packed(app, deliveries("default").order_by("pk"))]
+    return [len(pack) for pack in packed(app, deliveries("default").order_by("pk"), "default")]
 
 
 def batch(events: list[Any]) -> None:
@@ -81,7 +82,7 @@ def test_in_their_order(celery_app: Celery, tasks: Tasks) -> None:
     place("default", tasks.shared(chunk_size=50), 45)
     ids = list(deliveries("default").order_by("pk").values_list("pk", flat=True))
 
-    packs = packed(celery_app, deliveries("default").order_by("pk"))
+    packs = packed(celery_app, deliveries("default").order_by("pk"), "default")
     assert ids == [row.pk for pack in packs for row in pack]
 
 
@@ -92,7 +93,7 @@ def test_what_was_tried_before_goes_alone(celery_app: Celery, tasks: Tasks, colu
     place("default", task, 3)
     place("default", task, 2, **{column: 1})
 
-    packs = packed(celery_app, deliveries("default").order_by("pk"))
+    packs = packed(celery_app, deliveries("default").order_by("pk"), "default")
     assert [0, 1, 1] == sorted(getattr(pack[0], column) for pack in packs)
     assert [1, 1, 3] == sorted(map(len, packs))
 
@@ -114,7 +115,7 @@ def test_what_goes_elsewhere(celery_app: Celery, tasks: Tasks, option: str) -> N
     for value in [*values, *values]:
         place("default", task, options={option: value})
 
-    packs = packed(celery_app, deliveries("default").order_by("pk"))
+    packs = packed(celery_app, deliveries("default").order_by("pk"), "default")
     assert [[None], values[:1] * 2, values[1:] * 2] == [[row.options.get(option) for row in pack] for pack in packs]
     messages = [message_of_pack(celery_app, pack, "default") for pack in packs]
     assert [None, *values] == [message.options.get(option) for message in messages]
@@ -126,7 +127,7 @@ def test_receivers_are_kept_apart(celery_app: Celery, tasks: Tasks) -> None:
     for task in (together, other, together, other):
         place("default", task)
 
-    packs = packed(celery_app, deliveries("default").order_by("pk"))
+    packs = packed(celery_app, deliveries("default").order_by("pk"), "default")
     assert [[together.name] * 2, [other.name] * 2] == [[row.receiver for row in pack] for pack in packs]
 
 
@@ -145,7 +146,7 @@ def test_former_name(celery_app: Celery, tasks: Tasks) -> None:
     place("default", "tests.formerly", 2)
     place("default", task, 2)
     try:
-        packs = packed(celery_app, deliveries("default").order_by("pk"))
+        packs = packed(celery_app, deliveries("default").order_by("pk"), "default")
         messages = [message_of_pack(celery_app, pack, "default") for pack in packs]
     finally:
         celery_app._tasks.pop("tests.formerly")
@@ -159,7 +160,7 @@ def test_former_name(celery_app: Celery, tasks: Tasks) -> None:
 
 def packed_message(app: Celery, task: Any, count: int = 3, **columns: Any) -> Any:
     place("default", task, count, **columns)
-    [pack] = packed(app, deliveries("default").order_by("pk"))
+    [pack] = packed(app, deliveries("default").order_by("pk"), "default")
     return message_of_pack(app, pack, "default")
 
 
@@ -204,20 +205,49 @@ def test_message_of_one(celery_app: Celery, tasks: Tasks) -> None:
     ],
 )
 def test_time_limits(
-    celery_app: Celery, tasks: Tasks, own: dict[str, Any], project: dict[str, Any], limits: dict[str, Any]
+    celery_app: Celery,
+    tasks: Tasks,
+    own: dict[str, Any],
+    project: dict[str, Any],
+    limits: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The time limits of a run, the task's own or else the project's, are multiplied by how many runs there are."""
+    monkeypatch.setattr(packing, "SHARES", 1)
     celery_app.conf.update(project)
-    message = packed_message(celery_app, tasks.shared(batch, batch=True, **own))
+    message = packed_message(celery_app, tasks.shared(chunk_size=50, **own))
 
-    assert limits == {
-        name: message.options[name] for name in ("time_limit", "soft_time_limit") if name in message.options
-    }
+    assert limits == limits_of(message)
 
 
-def test_time_limits_arrive(celery_app: Celery, tasks: Tasks) -> None:
+def limits_of(message: Any) -> dict[str, Any]:
+    return {name: message.options[name] for name in ("time_limit", "soft_time_limit") if name in message.options}
+
+
+def test_time_limits_of_a_call(celery_app: Celery, tasks: Tasks) -> None:
+    """A batch is one call, and has the time of one."""
+    assert {} == limits_of(packed_message(celery_app, tasks.shared(batch, batch=True, time_limit=30)))
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"), [((5, 4, 3), [1, 2]), ((1, 20, 1), [1, 1, 1]), ((3, 3, 2), [3]), ((9, 9), [1, 1])]
+)
+def test_no_more_than_memory_is_for(
+    celery_app: Celery, tasks: Tasks, monkeypatch: pytest.MonkeyPatch, weights: tuple[int, ...], expected: list[int]
+) -> None:
+    """A message refers to so many bytes of payloads, at most, or to one delivery."""
+    monkeypatch.setattr(packing, "HEAVIEST", 8)
+    task = tasks.shared(batch, batch=True)
+    for weight in weights:
+        place("default", task, payload="x" * weight)
+
+    assert expected == lengths(celery_app)
+
+
+def test_time_limits_arrive(celery_app: Celery, tasks: Tasks, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are in the message's header, where the worker looks for them; one alone has the task's own."""
-    task = tasks.shared(batch, batch=True, time_limit=30, soft_time_limit=20)
+    monkeypatch.setattr(packing, "SHARES", 1)
+    task = tasks.shared(chunk_size=50, time_limit=30, soft_time_limit=20)
     place("default", task, 3)
     place("default", task, attempts=1)
     Relay(app=celery_app, databases=["default"]).once()
@@ -286,7 +316,7 @@ def test_refused_message(
     assert [f"3 deliveries for {task.name} could not be published: PublishError: full"] == [
         record.getMessage() for record in caplog.records
     ]
-    assert [3] == [len(pack) for pack in packed(relay.app, deliveries("default").filter(state=State.READY))]
+    assert [3] == [len(pack) for pack in packed(relay.app, deliveries("default").filter(state=State.READY), "default")]
 
 
 def test_outage(relay: Relay, tasks: Tasks, monkeypatch: pytest.MonkeyPatch) -> None:

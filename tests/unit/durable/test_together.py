@@ -387,8 +387,8 @@ def test_limit_of_another_one(alias: str, celery_app: Celery, receive: Any) -> N
 
 
 @each_database("postgres")
-def test_deadlock_that_is_its_own(alias: str, celery_app: Celery, receive: Any) -> None:
-    """Where a savepoint survives a deadlock, only the delivery that met it runs again, uncharged; others are done."""
+def test_deadlock_that_a_savepoint_survives(alias: str, celery_app: Celery, receive: Any) -> None:
+    """It is about locks that the others have taken: all let go of theirs, and run again by themselves, uncharged."""
     guilty = deadlock(alias)
 
     def act(using: str, name: str) -> None:
@@ -401,7 +401,7 @@ def test_deadlock_that_is_its_own(alias: str, celery_app: Celery, receive: Any) 
 
     work_together(celery_app, alias)
     guilty.close()
-    assert (["a", "b"], {"ready": 1}, {(0, 0, 1)}) == (tags(alias), states(alias), burnt(alias))
+    assert ([], {"ready": 3}, {(0, 0, 1)}) == (tags(alias), states(alias), burnt(alias))
 
 
 @each_kind
@@ -595,6 +595,108 @@ def test_hooks(alias: str, celery_app: Celery, receive: Any, caplog: pytest.LogC
     assert any("after the commit" in record.getMessage() for record in caplog.records)
 
 
+@each_kind
+def test_hooks_of_any_kind(alias: str, celery_app: Celery, receive: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """What fails without a name, as a partial does, keeps none from its hook; each is about its own event."""
+    done: list[Any] = []
+
+    def after(name: str) -> None:
+        event: Any = current_event()
+        done.append((name, event.id, translation.get_language()))
+        raise Boom(f"after {name}")
+
+    def act(using: str, name: str) -> None:
+        transaction.on_commit(partial(after, name), using=using)
+
+    receive(act)
+    with translation.override("de"):
+        send_each(alias, "a", "b")
+    ids = dict(zip("ab", deliveries(alias).order_by("pk").values_list("event_id", flat=True), strict=True))
+
+    assert "SUCCESS" == work_together(celery_app, alias).state
+    assert [("a", ids["a"], "de"), ("b", ids["b"], "de")] == done
+    assert {} == states(alias)
+    assert {"after a", "after b"} <= {str(record.exc_info[1]) for record in caplog.records if record.exc_info}
+
+
+@each_database("default")
+def test_hook_of_a_batch(alias: str, celery_app: Celery, receive: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """What fails after a batch is committed is logged, and the batch is done all the same."""
+
+    def late() -> None:
+        raise Boom
+
+    def act(events: list[Event]) -> None:
+        transaction.on_commit(partial(late), using=alias)
+
+    receive(act, batch=True)
+    send_each(alias, "a", "b")
+    with hearing(receiver_succeeded) as succeeded:
+        assert "SUCCESS" == work_together(celery_app, alias).state
+
+    assert ({}, 2) == (states(alias), len(succeeded))
+    assert any("on_commit" in record.getMessage() for record in caplog.records)
+
+
+@each_database("default")
+def test_outcome_in_its_context(alias: str, celery_app: Celery, receive: Any) -> None:
+    """What is called when a delivery is given up, later, is still about its event, and so are listeners of ours."""
+    seen: list[Any] = []
+
+    def act(name: str) -> None:
+        if name == "a":
+            raise Fail
+
+    task = receive(act)
+    task.on_failed(lambda event: seen.append(current_event() and current_event().id == event.id))  # type: ignore[union-attr]
+    send_each(alias, "a", "b")
+
+    def listen(event: Event, **_: Any) -> None:
+        seen.append(current_event() and current_event().id == event.id)  # type: ignore[union-attr]
+
+    receiver_succeeded.connect(listen)
+    try:
+        work_together(celery_app, alias)
+    finally:
+        receiver_succeeded.disconnect(listen)
+    assert [True, True] == seen
+
+
+@each_database("default")
+def test_time_limit_while_all_are_given_back(
+    alias: str, celery_app: Celery, receive: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever ends the wait for a database, nothing is renewed any more that nobody runs."""
+
+    def act(name: str) -> None:
+        raise SoftTimeLimitExceeded
+
+    def surely(*_: Any, **__: Any) -> int:
+        raise SoftTimeLimitExceeded
+
+    receive(act)
+    send_each(alias, "a", "b")
+    monkeypatch.setattr(durable_together, "surely", surely)
+    monkeypatch.setattr(durable_together, "lease_of", lambda *_: (60.0, True))
+    work_together(celery_app, alias)
+
+    assert [] == lease.keeper(alias)._leases
+
+
+@each_database("default")
+def test_language_of_a_batch(alias: str, celery_app: Celery, receive: Any) -> None:
+    """It is that of the sendings, where they have the same."""
+    seen: list[str | None] = []
+    receive(lambda events: seen.append(translation.get_language()), batch=True)
+    for languages in (("de", "de"), ("de", "fr")):
+        for language in languages:
+            with translation.override(language):
+                send(alias, name=language)
+        work_together(celery_app, alias)
+
+    assert ["de", translation.get_language()] == seen
+
+
 @each_database("default")
 def test_what_is_logged(alias: str, celery_app: Celery, receive: Any, caplog: pytest.LogCaptureFixture) -> None:
     """What Celery would have said of a task that ends like this is said of each: a retry, a failure, nothing else."""
@@ -740,7 +842,7 @@ def test_what_ends_all(
     assert ([], {"ready": 3}, {(0, 0, 1)}) == (tags(alias), states(alias), burnt(alias))
     assert are_due(alias, 0, began)
     assert not deliveries(alias).exclude(claim=None).exists()
-    assert [[pk] for pk in ids] == [[row.pk for row in pack] for pack in packed(celery_app, deliveries(alias))]
+    assert [[pk] for pk in ids] == [[row.pk for row in pack] for pack in packed(celery_app, deliveries(alias), alias)]
     assert ["SUCCESS"] * 3 == [work(celery_app, alias, pk=pk).state for pk in ids]
     assert (["0", "1", "2"], {}, 0) == (tags(alias), states(alias), task.request.retries or 0)
 
@@ -881,7 +983,7 @@ def test_expire(alias: str, celery_app: Celery, receive: Any) -> None:
         deliveries(alias).order_by("pk").values_list("attempts", "crashes", "reruns")
     )
     assert not deliveries(alias).exclude(claim=None).exists()
-    assert [1] * 4 == [len(pack) for pack in packed(celery_app, deliveries(alias))]
+    assert [1] * 4 == [len(pack) for pack in packed(celery_app, deliveries(alias), alias)]
 
 
 @each_kind
@@ -1350,7 +1452,7 @@ def test_batch_that_fails(alias: str, celery_app: Celery, receive: Any, atomic: 
         work_together(celery_app, alias)
 
     assert ([], {"ready": 3}, {(0, 0, 1)}) == (succeeded, states(alias), burnt(alias))
-    assert are_due(alias, 0, began)
+    assert are_due(alias, 5 if isinstance(error, RetryAfter) else 0, began)
     assert ([] if atomic else ["a", "b", "c"]) == tags(alias)
     assert ["SUCCESS"] * 3 == [work(celery_app, alias, pk=pk).state for pk in ids]
     assert [["a", "b", "c"], ["a"], ["b"], ["c"]] == calls

@@ -315,6 +315,10 @@ def test_strays_among_many(upkeep: Upkeep, tasks: Tasks, monkeypatch: pytest.Mon
         upkeep.lead_strays()
 
     assert ["ab", "abcd", "abcdef", "abcdefg", "abcdefg"] == seen
+    deliveries("default").update(slot=None, due_at=None)
+    monkeypatch.setattr(module, "LOOK", 60)
+    for _ in range(2):  # to the end, and from the start
+        upkeep.lead_strays()
     assert 7 == deliveries("default").exclude(slot=None).count()
 
 
