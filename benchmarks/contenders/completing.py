@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.contenders.sending import _an_order, _save_sends
+from benchmarks.contenders.sending import _an_order, _receive, _save_sends
 from benchmarks.site.ready import app, make_ready
 
 Work = Callable[[int], dict[str, float]]
@@ -55,25 +55,11 @@ def _backlog(count: int, order: Any) -> list[tuple[int, int]]:
     return list(Delivery.objects.order_by("id").values_list("id", "token"))
 
 
-def _receive(**options: Any) -> Any:
-    """A receiver of snapshots: what it is given is in the envelope."""
-    from django.db.models.signals import post_save
-
-    from benchmarks.site.models import Order
-    from django_celery_signals import receiver_task
-
-    @receiver_task(post_save, sender=Order, name="benchmarks.notify", instance="snapshot", **options)
-    def notify(instance: Order, created: bool, **_: Any) -> None: ...
-
-    app.finalize()
-    return notify
-
-
 def statements() -> Work:
     """The two statements alone, prepared: open the row and complete it."""
     make_ready()
     order = _an_order()
-    task = _receive()
+    task = _receive(instance="snapshot")
     from django.db import connection
 
     from django_celery_signals.durable.clock import from_now
@@ -96,34 +82,32 @@ def statements() -> Work:
     return work
 
 
-def _ours(**options: Any) -> Work:
+def _ours(each: int = 1, **options: Any) -> Work:
+    """A receiver of snapshots, so that what it is given is in the envelope; so many deliveries in a message."""
     make_ready()
     order = _an_order()
-    task = _receive(**options)
-    from django_celery_signals.durable.reference import Reference
+    task = _receive(instance="snapshot", **options)
+    from django_celery_signals.durable.reference import Chunk, Reference
+    from django_celery_signals.models import Delivery
     from django_celery_signals.wire import ARGUMENT
 
-    run = _traced(app.tasks[task.name])
+    run, place = _traced(app.tasks[task.name]), {"alias": "default", "receiver": task.name}
+
+    def message(rows: list[tuple[int, int]]) -> Any:
+        ((pk, token), *more) = rows
+        return Chunk(**place, rows=rows) if more else Reference(**place, id=pk, token=token)
 
     def work(count: int) -> dict[str, float]:
-        messages = [
-            {ARGUMENT: Reference(alias="default", id=pk, token=token, receiver=task.name).carried()}
-            for pk, token in _backlog(count, order)
-        ]
+        rows = _backlog(count, order)
+        messages = [{ARGUMENT: message(rows[start : start + each]).carried()} for start in range(0, count, each)]
         began = time.perf_counter()
         for kwargs in messages:
             run(kwargs)
         seconds = time.perf_counter() - began
-        assert not _left()
+        assert not Delivery.objects.exists()
         return {"each": seconds / count}
 
     return work
-
-
-def _left() -> int:
-    from django_celery_signals.models import Delivery
-
-    return int(Delivery.objects.count())
 
 
 def ours() -> Work:
@@ -138,23 +122,4 @@ def ours_without_a_transaction() -> Work:
 
 def ours_together() -> Work:
     """The same, 50 in a message."""
-    make_ready()
-    order = _an_order()
-    task = _receive(chunk_size=50)
-    from django_celery_signals.durable.reference import Chunk
-    from django_celery_signals.wire import ARGUMENT
-
-    run = _traced(app.tasks[task.name])
-
-    def work(count: int) -> dict[str, float]:
-        rows = _backlog(count, order)
-        parts = [rows[start : start + 50] for start in range(0, count, 50)]
-        messages = [{ARGUMENT: Chunk(alias="default", receiver=task.name, rows=part).carried()} for part in parts]
-        began = time.perf_counter()
-        for kwargs in messages:
-            run(kwargs)
-        seconds = time.perf_counter() - began
-        assert not _left()
-        return {"each": seconds / count}
-
-    return work
+    return _ours(each=50, chunk_size=50)

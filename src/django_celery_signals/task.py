@@ -13,7 +13,7 @@ from .bridge import connectable, is_sending, send, target_of
 from .conf import is_positive
 from .contradictions import check_delay
 from .durable.failing import hooks
-from .durable.reference import is_chunk
+from .durable.reference import MOST, is_chunk
 from .exceptions import ConnectError
 from .execution import call, execute
 from .options import RUNNING_NAMES, SendingOptions, merged_with_class
@@ -25,7 +25,7 @@ AFTER_FAILURE = ("block", "park")
 ON_MISSING = ("discard", "retry", "fail")
 # Deliveries in one message, at most: each has a savepoint, and of more PostgreSQL forgets which it can look up in
 # memory (64 subtransactions that write: PGPROC_MAX_CACHED_SUBXIDS). A batch has none.
-MOST_IN_CHUNK, MOST_IN_BATCH, BATCH = 50, 500, 100
+MOST_IN_CHUNK, MOST_IN_BATCH, BATCH = 50, MOST, 100
 SPELLINGS = ("delay", "apply_async", "delay_on_commit", "apply_async_on_commit")
 
 

@@ -102,6 +102,11 @@ class PartialIndex(Index):
         return path, tuple(self.fields), {"name": self.name, "where": self.where}
 
 
+def byte_length(connection: BaseDatabaseWrapper) -> str:
+    """Return the function that counts a text's bytes; SQLite before 3.43 can only count characters."""
+    return "LENGTH" if connection.vendor == "sqlite" else "OCTET_LENGTH"
+
+
 def force(connection: BaseDatabaseWrapper, index: str) -> str:
     """Return MariaDB's and MySQL's hint to use an index; nothing where the planner needs none, or takes none."""
     return f"FORCE INDEX ({connection.ops.quote_name(index)})" if connection.vendor == "mysql" else ""

@@ -17,7 +17,7 @@ from django.apps import apps
 from django.db import connections
 from django.db.models import F, Func, IntegerField, Q
 
-from .clock import In, from_now
+from .clock import In, byte_length, from_now
 from .rows import STEP, State, new_token
 from .texts import LARGE, texts_for
 from .working import WorkQuerySet
@@ -91,8 +91,7 @@ class DeliveryQuerySet(WorkQuerySet):
 
     def sizes(self, ids: Sequence[int]) -> dict[int, int]:
         """Return the bytes of deliveries' payloads, without reading them."""
-        function = "LENGTH" if connections[self.db].vendor == "sqlite" else "OCTET_LENGTH"
-        size: Any = Func(F("payload"), function=function, output_field=IntegerField())
+        size: Any = Func(F("payload"), function=byte_length(connections[self.db]), output_field=IntegerField())
         return dict(self.filter(pk__in=ids).values_list("pk", size))
 
     def renew(self, claim: int, ids: Iterable[int], grace: float) -> int:

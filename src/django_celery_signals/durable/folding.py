@@ -25,13 +25,12 @@ from ..wire import dump, parse
 from .deliveries import deliveries
 from .lease import Lease
 from .outbox import identity_of
-from .rows import State
+from .rows import HEAVIEST, State
 from .trouble import is_conflict
 
 logger = logging.getLogger(__name__)
 
-#: Deliveries that one run stands for, and bytes of their payloads, at most; the next run of the key has the rest.
-MOST, HEAVIEST = 500, 8 * 1024 * 1024
+MOST = 500  # deliveries that one run stands for; the next run of the key has the rest
 
 # What the parts of a payload raise that no envelope writes.
 _DAMAGED = (AttributeError, LookupError, TypeError, ValueError, ValidationError)

@@ -14,8 +14,8 @@ from .deliveries import deliveries
 from .outbox import message_of
 from .pace import most_together
 from .reference import Chunk
+from .rows import HEAVIEST
 
-HEAVIEST = 8 * 1024 * 1024  # bytes of payloads in a message that refers to several
 SHARES = 10  # messages that a claim of one receiver makes at least, for so many workers may be idle
 _LIMITS = ("time_limit", "soft_time_limit")
 
@@ -38,8 +38,8 @@ def packed(app: Celery, rows: Iterable[Any], using: str) -> list[Pack]:
     for (receiver, *_), waiting in alike.items():
         task: Any = app.tasks[receiver]
         size = task.most_together if task.batch else max(1, min(task.most_together, len(waiting) // SHARES))
-        packs.extend(_divided(waiting, size, deliveries(using).sizes([row.pk for row in waiting])) if size > 1 else [])
-        packs.extend([row] for row in waiting if size == 1)
+        weights = deliveries(using).sizes([row.pk for row in waiting]) if size > 1 else {}
+        packs.extend(_divided(waiting, size, weights))
     return packs
 
 

@@ -15,6 +15,7 @@ from .trouble import is_conflict
 T = TypeVar("T")
 
 CONFLICTS = 5  # times that a statement is repeated which has met another's
+HEAVIEST = 8 * 1024 * 1024  # bytes of payloads that a worker has in memory at once, but for a single one's
 STEP = 500  # rows that one statement deletes by their keys; of 1000 MariaDB makes a query that locks all rows
 
 

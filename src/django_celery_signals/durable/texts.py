@@ -10,7 +10,7 @@ from django.apps import apps
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from .clock import force
+from .clock import byte_length, force
 from .rows import State
 
 LANES = "dcs_delivery_lane"  # the index of the lanes
@@ -92,7 +92,7 @@ def _texts(connection: BaseDatabaseWrapper, returns: bool) -> Texts:
         "lanes": f"{table} {force(connection, LANES)}",
         "whole": whole,
         "others": f"{table} AS other {force(connection, LANES)}",
-        "bytes": "LENGTH" if connection.vendor == "sqlite" else "OCTET_LENGTH",  # SQLite's counts characters
+        "bytes": byte_length(connection),
         "bare": ", ".join(f"NULL AS {quote(name)}" if name in LARGE else quote(name) for name in columns),
         "given": ", ".join(map(quote, (*GIVEN, *COUNTS, *MOMENTS))),
         "values": ", ".join([*["%s"] * len(GIVEN), *["0"] * len(COUNTS)]),
