@@ -155,6 +155,7 @@ def _takes_turn(reference: Reference, lane: str, asked: dict[str, Any]) -> bool:
         asked[lane] = None if has_turn else reference
         return has_turn
     except Error as error:  # the relay finds it: in its lane nothing is under way
+        asked[lane] = None  # the others of its commit are behind it, and need not ask a database that is away
         logger.warning("Delivery %s could not have its turn, and will be late: %s", reference.id, error)
         return False
 

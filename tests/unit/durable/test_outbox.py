@@ -819,6 +819,26 @@ def test_turn_that_cannot_be_taken(
     assert ([row.lane], "") == deliveries("default").strays("", 10)
 
 
+@pytest.mark.django_db(transaction=True)
+def test_turns_that_cannot_be_taken(receiving: Receiving, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a key, a database that is away is asked once for each commit."""
+    receiving(bell, guarantee="durable", **ORDERED)
+    asked: list[Any] = []
+
+    def away(self: Any, pk: int, lane: str) -> bool:
+        asked.append(lane)
+        database_away()
+        return False
+
+    monkeypatch.setattr(DeliveryQuerySet, "take_turn", away)
+    with transaction.atomic():
+        for _ in range(3):
+            bell.send(sender="door", key="a")
+
+    assert 1 == len(asked)
+    assert {State.READY} == set(states())
+
+
 @pytest.fixture
 def lane(receiving: Receiving) -> str:
     """A key in which two deliveries wait, and none has its turn."""
