@@ -5,7 +5,6 @@ What every run executes is in ``working``. ``due_at`` always means "when the rel
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from django.db import connections
 from django.db.models import F, Func, IntegerField, Q
 
 from .clock import In, byte_length, from_now
-from .rows import STEP, State, new_token
+from .rows import STEP, State, new_token, options_of
 from .texts import LARGE, texts_for
 from .working import WorkQuerySet
 
@@ -48,7 +47,7 @@ class Due:
 
     def __post_init__(self) -> None:
         """Read the options."""
-        self.options = {} if self.options == "{}" else json.loads(self.options)
+        self.options = options_of(self.options)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from django.db.models import F
 
 from .clock import In, from_now
 from .reference import Chunk, Reference
-from .rows import State, new_token
+from .rows import State, new_token, options_of
 from .texts import among, texts_for
 from .turns import TurnQuerySet
 
@@ -43,7 +42,7 @@ class Opened:
 
     def __post_init__(self) -> None:
         """Read the options."""
-        self.options = {} if self.options == "{}" else json.loads(self.options)
+        self.options = options_of(self.options)
 
 
 class WorkQuerySet(TurnQuerySet):
