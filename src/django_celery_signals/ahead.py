@@ -93,6 +93,12 @@ class Hasty(Producer):
             self._known.add((type(entity), entity.name))
 
 
+def read_when_told(connection: Connection) -> None:
+    """Keep py-amqp from reading before each write, to hear that the broker has no memory: writes tell as well."""
+    amqp: Any = connection.connection
+    amqp.client_properties.get("capabilities", {}).pop("connection.blocked", None)
+
+
 def may_go_ahead(connection: Connection) -> bool:
     """Tell whether messages may go ahead to the broker of an open connection, and a write to it ends in time.
 
@@ -129,11 +135,11 @@ class Ahead:
 
     def _take_over(self, channel: Any) -> None:
         """Have the client wait for nothing: read only what has come, and leave closed what the broker closes."""
-        amqp: Any = self._connection.connection
-        amqp.client_properties.get("capabilities", {}).pop("connection.blocked", None)  # or it reads before each write
+        read_when_told(self._connection)
         self._unconfirmed = Unconfirmed(channel, lambda known: self._refused.append(known[1]))
         channel.open = _stay_closed
         self._poll = select.poll()
+        amqp: Any = self._connection.connection
         self._poll.register(amqp.transport.sock, select.POLLIN | select.POLLOUT)
 
     def publish(self, publish: Callable[[Any], Any], doubt: Doubt) -> None:

@@ -22,7 +22,7 @@ from .broker import is_eager
 from .exceptions import PublishError, PublishTimeout
 from .publisher import publisher
 from .signals import event_lost, event_sent, tell
-from .template import apply_plainly, template_for
+from .template import Template, apply_plainly, template_for
 
 logger = logging.getLogger(__name__)
 
@@ -113,23 +113,26 @@ def publish(message: Message, patience: Patience | None = None, doubt: Doubt | N
         apply(message, task)  # runs the receiver, for as long as that takes
     else:
         with (patience or Patience()).spent() as timeout:
-            if doubt is not None and template_for(app, task, message.options) is None:
+            template = template_for(app, task, message.options)
+            if template is None:
                 doubt = None  # Celery publishes, with whatever listens to it, and that may take its time
-            send = partial(apply, message, task)
+            send = partial(apply, message, task, template=template)
             publisher().publish(app, send, timeout, doubt)
     taken(message)
 
 
-def apply(message: Message, task: Any, producer: Any = None, **options: Any) -> None:
+def apply(message: Message, task: Any, producer: Any = None, template: Template | None = None, **options: Any) -> None:
     """Give a message to Celery, once.
 
     Args:
         message: what to publish.
         task: what it is for.
         producer: of kombu; Celery's own unless told.
+        template: of its messages, if it has been asked for already.
         options: further ones of ``apply_async``.
     """
-    template = template_for(message.app, task, message.options) if producer is not None else None
+    if template is None and producer is not None:
+        template = template_for(message.app, task, message.options)
     if template is None:
         apply_plainly(task, message.body, producer, {**options, **message.options}, message.summary)
     else:

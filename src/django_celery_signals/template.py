@@ -22,10 +22,12 @@ from celery.utils import uuid
 from kombu import serialization
 
 from .durable.routes import are_fixed
+from .properties import is_plain, properties_of
 from .wire import ARGUMENT
 
 _ROUTING = ("queue", "priority")  # of the options, those that change where a message goes
 _KNOWN = {*_ROUTING, "task_id", "retries", "root_id", "parent_id", "expires"}
+_OWN = frozenset({"id", "retries", "root_id", "parent_id", "argsrepr"})  # headers that each message has for itself
 _PLACE = "__place__"  # where a message's own values belong
 _BEFORE, _AFTER, _SENT = signals.before_task_publish, signals.after_task_publish, signals.task_sent
 
@@ -48,6 +50,7 @@ class Template:
         self._declared: WeakSet[Any] = WeakSet()  # channels
         self._each_time = [one for one in self._declare or () if not one.can_cache_declaration]  # may vanish by itself
         self._options = {**options, "content_type": kind, "content_encoding": encoding}
+        self._properties = properties_of(self._headers, _OWN, self._options)
 
     def filled(self, app: Celery, argument: Any, given: Mapping[str, Any], summary: str) -> tuple[str, dict[str, Any]]:
         """Return a message's body, and its options of ``kombu.Producer.publish``.
@@ -81,8 +84,13 @@ class Template:
         connection = producer.connection  # which a broker that says goodbye takes from the channel
         try:
             channel = producer.channel
-            declare = self._each_time if channel in self._declared else self._declare
-            producer.publish(body, declare=list(declare or ()), **options)
+            declare = (self._each_time if channel in self._declared else self._declare) or ()
+            if self._properties is not None and is_plain(producer, channel):
+                for entity in declare:
+                    producer.maybe_declare(entity)
+                self._properties.publish(channel, body, options)
+            else:
+                producer.publish(body, declare=list(declare), **options)
             self._declared.add(channel)
         except Exception:
             with connection._reraise_as_library_errors():
@@ -91,7 +99,8 @@ class Template:
 
 def template_for(app: Celery, task: Any, options: Mapping[str, Any]) -> Template | None:
     """Return the template of a task's messages with some options of ``apply_async``; None where there can be none."""
-    if not _KNOWN.issuperset(options) or not _is_plain(app, task, type(task)):
+    amqp = app.amqp  # which to look up takes as long as all the rest
+    if not _KNOWN.issuperset(options) or not _is_plain(app, amqp, task, type(task)):
         return None
     if not (options.get("root_id") and options.get("parent_id")) and app.current_worker_task:
         return None  # Celery takes more of a task that is running
@@ -99,20 +108,20 @@ def template_for(app: Celery, task: Any, options: Mapping[str, Any]) -> Template
         return None
     templates = vars(task).setdefault("_templates", {})
     routing = options.get("queue"), options.get("priority")
-    kind = (*routing, os.getpid(), app.amqp.router)  # a forked child has another name, which is its "origin"
+    kind = (*routing, os.getpid(), amqp.router)  # a forked child has another name, which is its "origin"
     if kind not in templates:
         templates[kind] = _template(app, task, {name: options[name] for name in _ROUTING if name in options})
     return templates[kind]  # type: ignore[no-any-return]
 
 
-def _is_plain(app: Celery, task: Any, cls: Any) -> bool:
+def _is_plain(app: Celery, amqp: Any, task: Any, cls: Any) -> bool:
     """Tell whether nobody but Celery has a hand in what is published for a task."""
     if _BEFORE.receivers or _AFTER.receivers or _SENT.receivers:
         return False
     if "apply_async" in vars(task) or "send_task" in vars(app):
         return False
     is_own = _are_own(cls.apply_async, DjangoTask.apply_async, cls.shadow_name, type(app).send_task)
-    return is_own and type(app.amqp) is AMQP
+    return is_own and type(amqp) is AMQP
 
 
 @lru_cache

@@ -12,6 +12,7 @@ import pytest
 from celery import Celery, Task, signals
 from kombu import Connection, Exchange, Producer, Queue
 from kombu.exceptions import OperationalError
+from kombu.transport import pyamqp
 
 from django_celery_signals import ReceiverTask
 from django_celery_signals.handover import Message, apply
@@ -35,21 +36,12 @@ class Channel:
         self.sent: list[tuple[Any, ...]] = []
         self.connection = None
 
-    def prepare_message(
-        self, body: Any, priority: Any, kind: str, encoding: str, headers: dict[str, Any], properties: dict[str, Any]
-    ) -> Any:
-        return amqp.Message(
-            body,
-            priority=priority,
-            content_type=kind,
-            content_encoding=encoding,
-            application_headers=headers,
-            **properties,
-        )
+    prepare_message = pyamqp.Channel.prepare_message
 
     def basic_publish(self, message: Any, **options: Any) -> None:
         body = message.body.encode() if isinstance(message.body, str) else message.body
-        self.sent.append((message._serialize_properties(), message.properties, body, options))
+        given = {name: value for name, value in options.items() if value}  # as py-amqp would without it
+        self.sent.append((message._serialize_properties(), message.properties, body, given))
 
 
 class Recording(Producer):
@@ -143,6 +135,46 @@ def test_whatever_the_body(celery_app: Celery, make: Callable[..., Any], body: A
         assert ours == celerys
     finally:
         disconnect()
+
+
+def test_properties_are_written_once(
+    celery_app: Celery, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What messages have in common is not written anew for each, unless someone has a hand in the publication."""
+    task, producer = make(), Recording()
+    publish = functools.wraps(Producer.publish)(lambda *args, **options: Producer.publish(*args, **options))
+    kinds = []
+    monkeypatch.setattr(producer.channel, "basic_publish", lambda message, **_: kinds.append(type(message)))
+    apply(message(celery_app, task, **DURABLE), task, producer)
+    monkeypatch.setattr(Recording, "publish", publish, raising=False)  # as a tool that traces does
+    apply(message(celery_app, task, **DURABLE), task, producer)
+    monkeypatch.undo()
+    monkeypatch.setattr(producer, "publish", publish.__get__(producer), raising=False)
+    monkeypatch.setattr(producer.channel, "basic_publish", lambda message, **_: kinds.append(type(message)))
+    apply(message(celery_app, task, **DURABLE), task, producer)
+
+    assert kinds[0] is not amqp.Message
+    assert [amqp.Message] * 2 == kinds[1:]
+
+
+def test_another_way_to_write(celery_app: Celery, make: Callable[..., Any]) -> None:
+    """A client that writes the properties in its own way has all that it needs for that."""
+    task, producer = make(), Recording()
+    apply(message(celery_app, task, **DURABLE), task, producer)
+    ((written, properties, body, _),) = producer.channel.sent
+
+    assert written == amqp.Message(body, **properties)._serialize_properties()
+
+
+def test_an_id_that_is_too_long(celery_app: Celery, make: Callable[..., Any]) -> None:
+    """AMQP takes 255 bytes; the error is the client's own."""
+    task, options = make(), {**DURABLE, "task_id": "x" * 256}
+    with pytest.raises(Exception, match=r"\S") as celerys:
+        apply_plainly(task, REFERENCE, Recording(), options, "sold")
+    with pytest.raises(Exception, match=r"\S") as ours:
+        apply(message(celery_app, task, **options), task, Recording())
+
+    assert (type(celerys.value), str(celerys.value)) == (type(ours.value), str(ours.value))
 
 
 def test_without_an_id(celery_app: Celery, make: Callable[..., Any]) -> None:

@@ -18,7 +18,7 @@ from kombu import Connection
 from kombu.exceptions import OperationalError
 
 from .. import conf
-from ..ahead import Unconfirmed
+from ..ahead import Unconfirmed, read_when_told
 from ..broker import connection_for, is_eager, is_outage
 from ..exceptions import PublishError, PublishTimeout
 from ..handover import Message, apply, taken
@@ -142,6 +142,7 @@ class Confirms:
         self._meanwhile: Callable[[], None] = lambda: None
         self._places: dict[str, int] = {}  # id of a message -> its place among the messages
         self._listen(producer.channel)
+        read_when_told(connection)
 
     def _listen(self, channel: Any) -> None:
         self._unconfirmed = Unconfirmed(channel, self._refused)  # of each message its place

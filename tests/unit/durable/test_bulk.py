@@ -248,6 +248,7 @@ class Rabbit:
     transport = SimpleNamespace(driver_name="py-amqp")
 
     def __init__(self) -> None:
+        self.connection = SimpleNamespace(client_properties={"capabilities": {"connection.blocked": True}})
         self.published: list[Any] = []
         self.frames: deque[Callable[[], Any]] = deque()
         self.transport_options: Any = None
@@ -289,6 +290,13 @@ def rabbit(celery_app: Celery, bulk: Bulk, monkeypatch: pytest.MonkeyPatch) -> R
     monkeypatch.setattr(celery_app.amqp, "Producer", RabbitProducer)
     monkeypatch.setattr(module, "apply", apply)
     return rabbit
+
+
+def test_reads_only_when_told(rabbit: Rabbit, bulk: Bulk, message: Callable[..., Message]) -> None:
+    """The client does not read before each write, to hear of a broker without memory: the write tells of it."""
+    assert [None] == bulk.publish([message("one")])
+
+    assert {"capabilities": {}} == rabbit.connection.client_properties
 
 
 def numbered(message: Callable[..., Message], count: int) -> list[Message]:
