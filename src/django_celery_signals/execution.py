@@ -7,7 +7,7 @@ import logging
 import time
 import zoneinfo
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import datetime, tzinfo
 from functools import cache, partial
@@ -135,22 +135,20 @@ def read(hold: Hold | Later) -> Envelope:
 @contextmanager
 def context_of(envelope: Envelope) -> Iterator[None]:
     """Restore the sending's language and time zone for as long as the receiver runs."""
-    with ExitStack() as stack:
-        language, zone = envelope.context.get("language"), envelope.context.get("timezone")
-        stack.enter_context(translation.override(language if isinstance(language, str) else None))
-        if isinstance(zone, str):
-            stack.enter_context(_zone(zone))
+    language, name = envelope.context.get("language"), envelope.context.get("timezone")
+    zone = _zone(name) if isinstance(name, str) else None
+    with (
+        translation.override(language if isinstance(language, str) else None),
+        timezone.override(zone) if zone is not None else nullcontext(),
+    ):
         yield
 
 
-@contextmanager
-def _zone(name: str) -> Iterator[None]:
+def _zone(name: str) -> tzinfo | None:
     try:
-        zone: tzinfo | None = zoneinfo.ZoneInfo(name)
+        return zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError):
-        zone = _offset(name)
-    with timezone.override(zone) if zone is not None else nullcontext():
-        yield
+        return _offset(name)
 
 
 def _offset(name: str) -> tzinfo | None:
@@ -252,9 +250,9 @@ def attempt(task: Any, event: Event, kwargs: dict[str, Any], hold: Hold | Later 
         hold.complete()
         return
     connection = connections[event.using]
-    used = connection.connection
+    used, block = connection.connection, hold.savepoint if isinstance(hold, Later) else transaction.atomic
     try:
-        with transaction.atomic(using=event.using):
+        with block(using=event.using):
             call(task, **kwargs)
             hold.complete()
     except (OperationalError, InterfaceError) as error:

@@ -22,6 +22,7 @@ from . import policy
 from .codec.fetching import Fetched
 from .durable.hold import Held
 from .durable.reference import read_chunk
+from .durable.savepoints import savepoints
 from .durable.together import All, Later, PutOff, complete_together, give_back, kept, opened_together, shield
 from .event import Event, running
 from .exceptions import DecodeError, RetryAfter
@@ -65,9 +66,11 @@ def _one_by_one(task: Any, holds: Sequence[Held]) -> None:
 
 
 def _in_savepoints(task: Any, holds: Sequence[Held]) -> None:
-    later = [Later(hold) for hold in holds]
+    using = holds[0].lease.using
+    savepoint = savepoints(using)
+    later = [Later(hold, savepoint) for hold in holds]
     try:
-        with transaction.atomic(using=holds[0].lease.using):
+        with transaction.atomic(using=using):
             fetched = _fetched(task, holds)
             for one in later:
                 _in_savepoint(task, one, fetched)
@@ -122,15 +125,15 @@ def _fetched(task: Any, holds: Sequence[Held]) -> Fetched:
 @contextmanager
 def _its_request(task: Any, hold: Held) -> Iterator[None]:
     """Let the receiver see its own delivery in ``self.request``, as if it had come alone."""
-    names = ("id", "retries", "root_id", "parent_id", "hold")
-    before, known = {name: getattr(task.request, name, None) for name in names}, hold.known
+    request, known = task.request, hold.known
+    before = {name: getattr(request, name, None) for name in ("id", "retries", "root_id", "parent_id", "hold")}
     lineage = {"root_id": known.options.get("root_id") or known.event_id, "parent_id": known.options.get("parent_id")}
-    task.request.update(id=known.event_id, retries=known.attempts, hold=hold, **lineage)
+    request.update(id=known.event_id, retries=known.attempts, hold=hold, **lineage)
     try:
         yield
     finally:
-        task.request.update(before)
-        task.request.__dict__.pop("override_max_retries", None)  # of a retry() in this run, and not of the next one's
+        request.update(before)
+        request.__dict__.pop("override_max_retries", None)  # of a retry() in this run, and not of the next one's
 
 
 @contextmanager

@@ -119,6 +119,8 @@ def fold_in(lease: Lease, known: Any) -> Envelope:
     envelope = parse(known.payload)
     is_followed = known.folds and getattr(known, "followed", True)  # a message may have come without the question
     followers = deliveries(lease.using).followers(known.lane, MOST) if is_followed else ()
+    if not followers:
+        return envelope
     # The head itself need not be the oldest: one that was parked and is retried, or was committed late, is older.
     readable = _read(lease, followers)
     early = _early(lease, followers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 from celery import Celery
@@ -30,8 +31,9 @@ def packed(app: Celery, rows: Iterable[Any], using: str) -> list[Pack]:
     """
     packs: list[Pack] = []
     alike: defaultdict[tuple[Any, ...], list[Any]] = defaultdict(list)
+    most = cache(partial(most_together, app))
     for row in rows:
-        if row.lane or row.attempts or row.crashes or row.reruns or most_together(app, row.receiver) == 1:
+        if row.lane or row.attempts or row.crashes or row.reruns or most(row.receiver) == 1:
             packs.append([row])
         else:
             alike[row.receiver, row.options.get("queue"), row.options.get("priority")].append(row)

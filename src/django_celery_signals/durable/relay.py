@@ -21,7 +21,7 @@ from ..exceptions import PublishError
 from .bulk import Bulk
 from .deliveries import Claimed, deliveries
 from .packing import message_of_pack, packed
-from .routes import queue_of
+from .routes import OF_ROUTES, queue_of
 from .trouble import is_conflict
 from .upkeep import Upkeep
 
@@ -174,7 +174,8 @@ class Relay:
         """
         meanwhile = Renewal(alias, claimed)
         rows = deliveries(alias).admit(claimed.claim, claimed.rows, meanwhile)
-        known = [row for row in rows if row.receiver in self.app.tasks]
+        tasks = self.app.tasks  # which takes as long to look up as to look into
+        known = [row for row in rows if row.receiver in tasks]
         packs = packed(self.app, known, alias)
         outcomes = self._bulk.publish([message_of_pack(self.app, pack, alias) for pack in packs], meanwhile)
         ended = [(row, error) for pack, error in zip(packs, outcomes, strict=True) for row in pack]
@@ -183,7 +184,7 @@ class Relay:
         for queue, ids in self._by_queue(taken).items():
             deliveries(alias).mark(claimed.claim, ids, queue)
         self._give_back(alias, claimed.claim, refused)
-        self._upkeep[alias].unknown(claimed.claim, [row for row in rows if row.receiver not in self.app.tasks])
+        self._upkeep[alias].unknown(claimed.claim, [row for row in rows if row.receiver not in tasks])
         if any(is_outage(error) for _, error in refused):
             self._broker.longer()
         else:
@@ -192,8 +193,12 @@ class Relay:
 
     def _by_queue(self, rows: Iterable[Any]) -> dict[str, list[int]]:
         found: defaultdict[str, list[int]] = defaultdict(list)
+        known: dict[tuple[Any, ...], str] = {}
         for row in rows:
-            found[queue_of(self.app, row.receiver, row.options) or ""].append(row.pk)
+            kind = (row.receiver, *map(row.options.get, OF_ROUTES))
+            if kind not in known:
+                known[kind] = queue_of(self.app, row.receiver, row.options) or ""
+            found[known[kind]].append(row.pk)
         return found
 
     def _give_back(self, alias: str, claim: int, refused: Sequence[tuple[Any, Exception]]) -> None:

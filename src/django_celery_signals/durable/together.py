@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from celery.exceptions import Retry, SoftTimeLimitExceeded
-from django.db import connections
+from django.db import connections, transaction
 
 from ..envelope import Envelope
 from ..event import Event
@@ -24,6 +24,7 @@ from .hold import Held, held, lease_of
 from .lease import PAUSE, keeper, surely
 from .reference import Chunk
 from .rows import State
+from .savepoints import Savepoint
 from .trouble import is_conflict
 
 logger = logging.getLogger(__name__)
@@ -171,9 +172,9 @@ class Later:
 
     OUTAGES = Held.OUTAGES
 
-    def __init__(self, hold: Held) -> None:
-        """Begin without an outcome."""
-        self.hold = hold
+    def __init__(self, hold: Held, savepoint: Savepoint = transaction.atomic) -> None:
+        """Begin without an outcome; ``savepoint`` is what keeps an atomic receiver's work apart."""
+        self.hold, self.savepoint = hold, savepoint
         self.is_done = False  # whether it is to be completed with the others
         self.spoils = False  # whether its error says nothing about itself
         self.context = copy_context()  # of its run: the event, the language

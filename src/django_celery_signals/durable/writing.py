@@ -86,7 +86,15 @@ def _in_lists(rows: Sequence[New], connection: BaseDatabaseWrapper, texts: Texts
     now, _ = from_now(connection, 0)
     due = (None if row.due_in is None else bounded(row.due_in) for row in rows)  # floats: of two kinds no list is made
     columns = zip(*((*_values(row), seconds) for row, seconds in zip(rows, due, strict=True)), strict=True)
-    return _filled(texts.many, now=now), [list(column) for column in columns]
+    return _filled(texts.many, now=now), ["{" + ",".join(map(_element, column)) + "}" for column in columns]
+
+
+def _element(value: Any) -> str:
+    """Write an element of PostgreSQL's arrays; psycopg's lists take ten times as long, text by regular expressions."""
+    if type(value) is str:
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    return "NULL" if value is None else str(value)
 
 
 def _placed(row: New, connection: BaseDatabaseWrapper, text: str) -> tuple[str, tuple[Any, ...]]:

@@ -23,7 +23,7 @@ from psycopg import IsolationLevel
 
 from django_celery_signals import Discard, Event, Fail, RetryAfter, current_event, policy
 from django_celery_signals import together as module
-from django_celery_signals.durable import hold, lease
+from django_celery_signals.durable import hold, lease, savepoints
 from django_celery_signals.durable import together as durable_together
 from django_celery_signals.durable.deliveries import State, deliveries
 from django_celery_signals.durable.packing import packed
@@ -121,15 +121,42 @@ def test_all_succeed(alias: str, celery_app: Celery, receive: Any, count: int) -
         assert "SUCCESS" == arrives(celery_app).state
 
     assert ([f"customer {number}" for number in range(count)], {}) == (tags(alias), states(alias))
+    at_once = alias == "postgres"  # ends a savepoint with the statement that begins the next
     assert {
         f"UPDATE {TABLE}": 1,
         **({f"SELECT {TABLE}": 1} if alias == "mariadb" else {}),  # which does not return what was opened
         "SELECT shop_customer": 1,
-        "SAVEPOINT": count,
+        "SAVEPOINT": 1 if at_once else count,
         "INSERT shop_tag": count,
-        "RELEASE": count,
+        "RELEASE": count - 1 if at_once else count,
         f"DELETE {TABLE}": 1,
     } == kinds_of(queries.captured_queries)
+
+
+@each_database("postgres")
+def test_connection_that_says_nothing_of_itself(
+    alias: str, celery_app: Celery, receive: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another client's connection is asked by the end of each savepoint whether its transaction is broken."""
+
+    def act(using: str, name: str) -> None:
+        if name == "b":
+            with suppress(Error), connections[using].cursor() as cursor:
+                cursor.execute("SELECT no_such_column")
+        else:
+            leave(using, name)
+
+    receive(act)
+    send_each(alias, "a", "b", "c")
+    arrives = message_together(alias)
+    monkeypatch.setattr(savepoints, "_is_whole", lambda connection: False)
+
+    with CaptureQueriesContext(connections[alias]) as queries:
+        assert "SUCCESS" == arrives(celery_app).state
+
+    assert (["a", "c"], {"ready": 1}) == (tags(alias), states(alias))
+    kinds = kinds_of(queries.captured_queries)
+    assert (2, 4) == (kinds["SAVEPOINT"], kinds["RELEASE"])  # what is rolled back is ended by the next
 
 
 @each_kind
