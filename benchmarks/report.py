@@ -17,7 +17,7 @@ def table(outcome: Outcome) -> str:
     unit = outcome.benchmark.unit
     lines = ["| contender | figure | median | least | most |", "| --- | --- | ---: | ---: | ---: |"]
     for name, figure, values in outcome.figures():
-        numbers = " | ".join(_shown(number, unit) for number in (median(values), min(values), max(values)))
+        numbers = " | ".join(shown(number, unit) for number in (median(values), min(values), max(values)))
         lines.append(f"| {name} | {figure} | {numbers} |")
     goals = ["| ratio | goal | measured | |", "| --- | ---: | ---: | --- |"]
     for goal in outcome.benchmark.goals:
@@ -27,7 +27,8 @@ def table(outcome: Outcome) -> str:
     return "\n".join([*lines, "", *goals])
 
 
-def _shown(value: float, unit: str) -> str:
+def shown(value: float, unit: str) -> str:
+    """Return a value with its unit, for people."""
     if unit != "s":
         return f"{value:,.1f} {unit}"
     return f"{value * 1e6:,.1f} µs" if value < 1e-3 else f"{value * 1e3:,.2f} ms"
@@ -94,5 +95,5 @@ def _bar(place: int, label: str, values: Sequence[float], longest: float, unit: 
         f'<text x="{LABEL - 8}" y="{top + 14}" text-anchor="end">{label}</text>'
         f'<rect x="{LABEL}" y="{top + 3}" width="{middle - LABEL:.1f}" height="{BAR - 8}"/>'
         f'<line x1="{least:.1f}" x2="{most:.1f}" y1="{top + 10}" y2="{top + 10}"/>'
-        f'<text x="{most + 6:.1f}" y="{top + 14}">{_shown(median(values), unit)}</text>'
+        f'<text x="{most + 6:.1f}" y="{top + 14}">{shown(median(values), unit)}</text>'
     )

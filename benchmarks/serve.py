@@ -11,8 +11,9 @@ import gc
 import json
 import os
 import sys
-import time
 from importlib import import_module
+
+from .watch import watch, watch_parts
 
 
 def main(place: str) -> None:
@@ -21,16 +22,16 @@ def main(place: str) -> None:
     os.dup2(2, 1)  # what anyone prints is no answer
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "benchmarks.site.settings")
     module, name = place.split(":")
+    watch_parts()
     work = getattr(import_module(module), name)()
     gc.collect()
     gc.freeze()
     print(json.dumps({}), file=answers)
     for line in sys.stdin:
-        count = int(line)
-        began = time.perf_counter()
-        figures = work(count)
-        each = (time.perf_counter() - began) / count
-        print(json.dumps(figures or {"each": each}), file=answers)
+        count, timed = int(line), dict[str, float]()
+        with watch(timed, count):
+            figures = work(count)
+        print(json.dumps(figures or timed), file=answers)
 
 
 if __name__ == "__main__":

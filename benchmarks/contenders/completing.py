@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 from benchmarks.contenders.sending import _an_order, _receive, _save_sends
 from benchmarks.site.ready import app, make_ready
+from benchmarks.watch import watch
 
 Work = Callable[[int], dict[str, float]]
 
@@ -35,10 +35,11 @@ def bare() -> Work:
     run = _traced(notify)
 
     def work(count: int) -> dict[str, float]:
-        began = time.perf_counter()
-        for number in range(count):
-            run({"number": number})
-        return {"each": (time.perf_counter() - began) / count}
+        figures: dict[str, float] = {}
+        with watch(figures, count):
+            for number in range(count):
+                run({"number": number})
+        return figures
 
     return work
 
@@ -70,14 +71,14 @@ def statements() -> Work:
 
     def work(count: int) -> dict[str, float]:
         rows = _backlog(count, order)
-        raw = connection.connection
-        began = time.perf_counter()
-        for pk, token in rows:
-            with raw.cursor() as cursor:
-                cursor.execute(opening, (*moment, pk, token, task.name), prepare=True)
-                cursor.fetchall()
-                cursor.execute(texts.complete, (pk, token + 1), prepare=True)
-        return {"each": (time.perf_counter() - began) / count}
+        raw, figures = connection.connection, dict[str, float]()
+        with watch(figures, count):
+            for pk, token in rows:
+                with raw.cursor() as cursor:
+                    cursor.execute(opening, (*moment, pk, token, task.name), prepare=True)
+                    cursor.fetchall()
+                    cursor.execute(texts.complete, (pk, token + 1), prepare=True)
+        return figures
 
     return work
 
@@ -100,12 +101,12 @@ def _ours(each: int = 1, **options: Any) -> Work:
     def work(count: int) -> dict[str, float]:
         rows = _backlog(count, order)
         messages = [{ARGUMENT: message(rows[start : start + each]).carried()} for start in range(0, count, each)]
-        began = time.perf_counter()
-        for kwargs in messages:
-            run(kwargs)
-        seconds = time.perf_counter() - began
+        figures: dict[str, float] = {}
+        with watch(figures, count):
+            for kwargs in messages:
+                run(kwargs)
         assert not Delivery.objects.exists()
-        return {"each": seconds / count}
+        return figures
 
     return work
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
-import time
 from collections.abc import Callable
 from typing import Any
 
 from benchmarks.contenders.sending import _an_order, _notify, _receive, _save_sends
 from benchmarks.site.ready import app, make_ready
+from benchmarks.watch import watch
 
 Work = Callable[[int], dict[str, float]]
 WINDOW = 500  # messages without a confirm
@@ -26,13 +26,13 @@ def _relaying(fill: Callable[[int], Any], relay: Callable[[], Any], empty: Calla
 
     def work(count: int) -> dict[str, float]:
         fill(count)
-        began = time.perf_counter()
-        relay()
-        seconds = time.perf_counter() - began
+        figures: dict[str, float] = {}
+        with watch(figures, count):
+            relay()
         found = app.control.purge()
         assert found * each == count, f"{found} messages have arrived of {count} rows"
         empty()
-        return {"each": seconds / count}
+        return figures
 
     return work
 

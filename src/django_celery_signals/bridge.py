@@ -273,5 +273,5 @@ _NOT_SENT = ("__fake__", "django.db.migrations.recorder", f"{__package__}.models
 
 
 def _of_apply_async(options: SendingOptions) -> dict[str, Any]:
-    named = {name: getattr(options, name) for name in ("queue", "priority", "countdown", "expires")}
-    return {name: value for name, value in named.items() if value is not None}
+    names = ("queue", "priority", "countdown", "expires")
+    return {name: value for name in names if (value := getattr(options, name)) is not None}

@@ -101,7 +101,7 @@ def get() -> Settings:
 
 def default_guarantee() -> str:
     """Return the guarantee of receivers that name none: without the app there is no table to keep deliveries in."""
-    return get().GUARANTEE or ("durable" if apps.is_installed("django_celery_signals") else "on_commit")
+    return get().GUARANTEE or ("durable" if "django_celery_signals" in apps.app_configs else "on_commit")
 
 
 def _reset(*, setting: str, **_: Any) -> None:

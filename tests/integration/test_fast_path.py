@@ -76,7 +76,7 @@ def relay_all(app: Celery, alias: str) -> None:
 @each_fault
 @pytest.mark.parametrize("connected", [False, True], ids=["at first", "later"])
 @each_broker("rabbitmq", "redis")
-@each_database("default", "postgres", "mariadb")
+@each_database("default", "postgres")
 def test_a_commit_is_bounded_and_loses_nothing(
     alias: str, broker: Broker, connected: bool, fault: str, celery_app: Celery, proxy: Proxy, receiving: Receiving
 ) -> None:

@@ -91,7 +91,9 @@ TASKS: dict[str, dict[str, Any]] = {
     "with priority": {"priority": 3},
     "compressed": {"compression": "gzip"},
     "kept in memory": {"delivery_mode": 1},
+    "kept in memory, by its name": {"delivery_mode": "transient"},
     "with a shadow": {"shadow": "another"},
+    "to an exchange": {"exchange": Exchange("ex", "topic"), "routing_key": "a.b"},
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "durable": DURABLE,

@@ -35,6 +35,8 @@ def described(error: BaseException, receiver: str) -> dict[str, Any]:
 
 def clean(text: str) -> str:
     """Escape what a database refuses in a text: zero bytes, and halves of characters."""
+    if text.isascii() and "\x00" not in text:
+        return text
     return text.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00")
 
 

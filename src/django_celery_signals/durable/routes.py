@@ -26,20 +26,23 @@ def queue_of(app: Celery, receiver: str, options: dict[str, Any]) -> str | None:
         None, when the route names an exchange, or cannot be told; publishing will say why.
     """
     task: Any = app.tasks.get(receiver)
-    if task is None or not _is_remembered(app):
+    router = _fixed_router(app)
+    if task is None or router is None:
         return _queue_of(app, task, receiver, options)
     known = vars(task).setdefault("_queues", {})
-    kind = (*map(options.get, OF_ROUTES), app.amqp.router)
+    kind = (*map(options.get, OF_ROUTES), router)
     if known.get(kind) is None:  # what cannot be told may be told later
         known[kind] = _queue_of(app, task, receiver, options)
     return known[kind]  # type: ignore[no-any-return]
 
 
-def _is_remembered(app: Celery) -> bool:
+def _fixed_router(app: Celery) -> Any | None:
+    """Return what routes by the names of tasks alone, so that its answers can be remembered."""
     try:
-        return are_fixed(app)
+        router = app.amqp.router
+        return router if _are_fixed(router) else None
     except Exception:  # of the project's settings, which _queue_of() will meet as well, and tell of
-        return False
+        return None
 
 
 def are_fixed(app: Celery) -> bool:

@@ -181,10 +181,10 @@ def test_a_queue_that_celery_may_not_make(celery_app: Celery, tasks: Tasks, rout
 def test_settings_that_cannot_be_read(celery_app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether routes are fixed may not be known, either; that breaks no sending."""
 
-    def fail(app: Celery) -> bool:
+    def fail(router: Any) -> bool:
         raise ValueError("task_queues")
 
-    monkeypatch.setattr(routes, "are_fixed", fail)
+    monkeypatch.setattr(routes, "_are_fixed", fail)
     task = celery_app.task(base=ReceiverTask, name="tests.routes.unfixed")(ignore)
 
     assert celery_app.conf.task_default_queue == routes.queue_of(celery_app, task.name, {})
