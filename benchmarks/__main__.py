@@ -95,7 +95,8 @@ def asked(benchmark: Benchmark, arguments: argparse.Namespace) -> Benchmark:
 def command(name: str, arguments: argparse.Namespace) -> str:
     """Return what measures the same again."""
     options = [f"--{option} {value}" for option in ("rounds", "count") if (value := getattr(arguments, option))]
-    more = " ".join([*options, *(["--parts"] if arguments.parts else [])])
+    flags = [f"--{flag}" for flag in ("parts", "ours") if getattr(arguments, flag)]
+    more = " ".join([*options, *flags])
     return f'make bench BENCH={name} BENCH_ARGS="{more}"' if more else f"make bench BENCH={name}"
 
 
@@ -113,6 +114,8 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(SUITE):
         parser.error(f"there is no benchmark {min(unknown)!r}; there are {', '.join(SUITE)}")
+    if arguments.parts and (others := [name for name in arguments.names if "postgres" not in SUITE[name].needs]):
+        parser.error(f"--parts knows PostgreSQL's client only, which {others[0]!r} has not")
     return arguments
 
 

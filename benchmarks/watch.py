@@ -1,4 +1,4 @@
-"""A stopwatch for contenders. Told to, it also says how much of the time the database's and the broker's clients had.
+"""A stopwatch for contenders. Told to, it also says how much of the time PostgreSQL's and the broker's clients had.
 
 What is left of it is Python's: Django, Celery, the library, the contender itself.
 """
@@ -43,8 +43,11 @@ def watch_parts() -> None:
     import redis
     from kombu.transport import redis as kombus
 
+    from django_celery_signals.properties import Properties
+
     for cls, method, part in (
         (psycopg.Connection, "wait", "database"),
+        (Properties, "publish", "broker"),  # which writes what the client would
         (amqp.Channel, "basic_publish", "broker"),
         (amqp.Channel, "_basic_publish", "broker"),
         (amqp.Connection, "drain_events", "broker"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -60,6 +61,35 @@ def ours() -> Work:
 
 def row_by_row() -> Work:
     """One prepared INSERT after the other, of the very row that ours writes."""
+    order, insert = _prepared()
+    return _in_a_transaction(insert, order)
+
+
+def row_by_row_apart() -> Work:
+    """The same INSERTs where ours makes its own, after all else that a sending does; only they are timed."""
+    order, insert = _prepared()
+    from django_celery_signals import dispatch
+
+    spent: list[float] = []
+
+    def timed(*_: Any) -> None:
+        began = time.perf_counter()
+        insert(order)
+        spent.append(time.perf_counter() - began)
+
+    dispatch.insert = timed
+    send = _in_a_transaction(_save_sends, order)
+
+    def work(count: int) -> dict[str, float]:
+        spent.clear()
+        send(count)
+        return {"each": sum(spent) / count}
+
+    return work  # type: ignore[return-value]
+
+
+def _prepared() -> tuple[Any, Callable[[Any], None]]:
+    """Return an order, and what writes the row that ours writes when it is sent."""
     make_ready()
     order = _an_order()
     _receive()
@@ -87,7 +117,7 @@ def row_by_row() -> Work:
             cursor.execute(text, values, prepare=True)
             cursor.fetchone()
 
-    return _in_a_transaction(insert, order)
+    return order, insert
 
 
 def row_by_row_anywhere() -> Work:

@@ -67,6 +67,7 @@ class Properties:
         table = b"".join([part for alike, name in self._table for part in (alike, _item(headers[name]))]) + self._end
         own = [_short(options[name]) for name in _OWN]
         message.written = b"".join((self._begin, pack(">I", len(table)), table, self._middle, *own))
+        message.sizes = _sizes(message)
         channel.basic_publish(message, **self._way, mandatory=options.get("mandatory", False))
 
 
@@ -74,9 +75,18 @@ class _Written(amqp.Message):
     """A message whose properties are written already. A py-amqp that does not ask for them so, writes them itself."""
 
     written: bytes
+    sizes: tuple[int, int]  # then, of the properties and of the headers
 
     def _serialize_properties(self) -> bytes:
+        if self.sizes != _sizes(self):  # someone on the way has added some
+            others: Any = super()
+            octets: bytes = others._serialize_properties()
+            return octets
         return self.written
+
+
+def _sizes(message: Any) -> tuple[int, int]:
+    return len(message.properties), len(message.properties["application_headers"])
 
 
 def _dumps(kinds: str, *values: Any) -> bytes:
@@ -112,8 +122,12 @@ def properties_of(headers: Mapping[str, Any], own: frozenset[str], options: Mapp
 
 def is_plain(producer: Any, channel: Any) -> bool:
     """Tell whether a producer does what kombu's does, in a channel of py-amqp's: nobody looks on or changes it."""
-    if getattr(type(channel), "prepare_message", None) is not pyamqp.Channel.prepare_message:
-        return False
-    publish = type(producer).publish
-    is_kombus = type(publish) is FunctionType and publish.__globals__["__name__"] == Producer.__module__
-    return is_kombus and "publish" not in vars(producer)
+    kind = type(producer)
+    is_kombus = _is_from(Producer.__module__, kind.publish) and _is_from(Producer.__module__, kind._publish)
+    prepare = getattr(type(channel), "prepare_message", None)
+    return is_kombus and "publish" not in vars(producer) and _is_from(pyamqp.__name__, prepare)
+
+
+def _is_from(module: str, function: Any) -> bool:
+    """Tell whether a function's code is in a module: what wraps it is somewhere else, whatever it is called."""
+    return type(function) is FunctionType and function.__globals__["__name__"] == module

@@ -43,6 +43,8 @@ class Template:
             options: of ``kombu.Producer.publish``.
         """
         kind, encoding, text = serialization.dumps(body, options.pop("serializer"))
+        if not isinstance(encoding, str):  # which kombu would fill in, but not for a message that Celery makes
+            raise ValueError(f"The serializer of {kind} names no encoding.")
         before, after = text.split(json.dumps(_PLACE))
         self._before, self._after = before, after
         self._headers = options.pop("headers")
@@ -106,9 +108,13 @@ def template_for(app: Celery, task: Any, options: Mapping[str, Any]) -> Template
         return None  # Celery takes more of a task that is running
     if options.get("expires", task.expires) is not None:  # the broker is told how much time is left
         return None
+    try:
+        router = amqp.router
+    except Exception:  # of the project's settings, which Celery will meet as well, and tell of
+        return None
     templates = vars(task).setdefault("_templates", {})
     routing = options.get("queue"), options.get("priority")
-    kind = (*routing, os.getpid(), amqp.router)  # a forked child has another name, which is its "origin"
+    kind = (*routing, os.getpid(), router)  # a forked child has another name, which is its "origin"
     if kind not in templates:
         templates[kind] = _template(app, task, {name: options[name] for name in _ROUTING if name in options})
     return templates[kind]  # type: ignore[no-any-return]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import amqp
 import pytest
 from celery import Celery, Task, signals
-from kombu import Connection, Exchange, Producer, Queue
+from celery.app.amqp import AMQP
+from kombu import Connection, Exchange, Producer, Queue, serialization
 from kombu.exceptions import OperationalError
 from kombu.transport import pyamqp
 
@@ -157,6 +159,73 @@ def test_properties_are_written_once(
 
     assert kinds[0] is not amqp.Message
     assert [amqp.Message] * 2 == kinds[1:]
+
+
+@pytest.mark.parametrize("method", ["publish", "_publish"])
+def test_what_wraps_kombu_is_called(
+    celery_app: Celery, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """A tool that traces may wrap either of kombu's methods."""
+    original, called = getattr(Producer, method), []
+
+    @functools.wraps(original)
+    def traced(*args: Any, **options: Any) -> Any:
+        called.append(method)
+        return original(*args, **options)
+
+    monkeypatch.setattr(Producer, method, traced)
+    task, producer = make(), Recording()
+    apply(message(celery_app, task, **DURABLE), task, producer)
+
+    assert ([method], 1) == (called, len(producer.channel.sent))
+
+
+def test_headers_that_are_added_on_the_way(
+    celery_app: Celery, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tool that wraps the client's method may add headers to the message that it is given."""
+    task, producer, written = make(), Recording(), []
+
+    def traced(message: Any, **_: Any) -> None:
+        message.properties["application_headers"]["trace"] = "1"
+        written.append((message._serialize_properties(), amqp.Message(**message.properties)._serialize_properties()))
+
+    monkeypatch.setattr(producer.channel, "basic_publish", traced)
+    apply(message(celery_app, task, **DURABLE), task, producer)
+
+    ((ours, celerys),) = written
+    assert b"trace" in ours
+    assert celerys == ours
+
+
+def test_a_serializer_without_an_encoding(celery_app: Celery, make: Callable[..., Any]) -> None:
+    """Celery itself publishes what it makes: to say that something is UTF-8 would be another message."""
+    serialization.register(
+        "tests-bare", json.dumps, json.loads, content_type="application/x-bare", content_encoding=None
+    )
+    try:
+        task = make(serializer="tests-bare")
+        assert template_for(celery_app, task, DURABLE) is None
+        celerys = published(lambda producer: apply_plainly(task, REFERENCE, producer, DURABLE, "sold"))
+        ours = published(lambda producer: apply(message(celery_app, task, **DURABLE), task, producer))
+    finally:
+        serialization.unregister("tests-bare")
+
+    assert ours == celerys
+
+
+def test_routes_that_cannot_be_read(
+    celery_app: Celery, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no template; what is wrong Celery says when it publishes."""
+    task = make()
+
+    def fail(amqp: Any) -> Any:
+        raise ValueError("task_routes")
+
+    monkeypatch.setattr(AMQP, "router", property(fail))
+
+    assert template_for(celery_app, task, DURABLE) is None
 
 
 def test_another_way_to_write(celery_app: Celery, make: Callable[..., Any]) -> None:

@@ -21,7 +21,7 @@ from ..exceptions import PublishError
 from .bulk import Bulk
 from .deliveries import Claimed, deliveries
 from .packing import message_of_pack, packed
-from .routes import OF_ROUTES, queue_of
+from .routes import queue_of
 from .trouble import is_conflict
 from .upkeep import Upkeep
 
@@ -195,7 +195,7 @@ class Relay:
         found: defaultdict[str, list[int]] = defaultdict(list)
         known: dict[tuple[Any, ...], str] = {}
         for row in rows:
-            kind = (row.receiver, *map(row.options.get, OF_ROUTES))
+            kind = (row.receiver, *row.options.items())  # a route may be a function of them
             if kind not in known:
                 known[kind] = queue_of(self.app, row.receiver, row.options) or ""
             found[known[kind]].append(row.pk)

@@ -11,7 +11,7 @@ from celery.app.routes import MapRoute, Router
 
 logger = logging.getLogger(__name__)
 
-OF_ROUTES = ("queue", "exchange", "routing_key")  # of the options of apply_async, what leads somewhere else
+_OF_ROUTES = ("queue", "exchange", "routing_key")
 
 
 def queue_of(app: Celery, receiver: str, options: dict[str, Any]) -> str | None:
@@ -30,7 +30,7 @@ def queue_of(app: Celery, receiver: str, options: dict[str, Any]) -> str | None:
     if task is None or router is None:
         return _queue_of(app, task, receiver, options)
     known = vars(task).setdefault("_queues", {})
-    kind = (*map(options.get, OF_ROUTES), router)
+    kind = (*map(options.get, _OF_ROUTES), router)
     if known.get(kind) is None:  # what cannot be told may be told later
         known[kind] = _queue_of(app, task, receiver, options)
     return known[kind]  # type: ignore[no-any-return]
@@ -57,7 +57,7 @@ def _are_fixed(router: Any) -> bool:
 
 
 def _queue_of(app: Celery, task: Any, receiver: str, options: dict[str, Any]) -> str | None:
-    declared = {name: getattr(task, name, None) for name in OF_ROUTES} if task is not None else {}
+    declared = {name: getattr(task, name, None) for name in _OF_ROUTES} if task is not None else {}
     given = {name: value for name, value in {**declared, **options}.items() if value is not None}
     try:
         route = app.amqp.router.route(given, task.name if task is not None else receiver, (), {}, task)

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from itertools import count
 from typing import Any
 
 from django.db import Error, connections, transaction
 
-_NAME = "django_celery_signals"
-_BEGIN = f"SAVEPOINT {_NAME}"
-_NEXT = f"RELEASE SAVEPOINT {_NAME}; {_BEGIN}"
 _WHOLE = 2  # of libpq's PQTRANS: in a transaction that is not broken
 
 Savepoint = Callable[..., AbstractContextManager[Any]]  # given ``using=``
@@ -22,30 +20,45 @@ Savepoint = Callable[..., AbstractContextManager[Any]]  # given ``using=``
 
 def savepoints(using: str) -> Savepoint:
     """Return what begins and ends the savepoints of a transaction."""
-    return _Savepoints() if connections[using].vendor == "postgresql" else transaction.atomic
+    connection = connections[using]
+    is_prepared = connection.settings_dict["OPTIONS"].get("prepare_threshold") == 0  # two statements cannot be
+    return transaction.atomic if connection.vendor != "postgresql" or is_prepared else _Savepoints(using)
 
 
 class _Savepoints:
-    def __init__(self) -> None:
-        self._is_there = False  # the last one, which the next is to end
+    def __init__(self, using: str) -> None:
+        self._using, self._numbers = using, count()
+        self._last: str | None = None  # which the next is to end
 
     @contextmanager
     def __call__(self, *, using: str) -> Iterator[None]:
         """Do what Django's ``atomic()`` does within another, but leave a good end to the next."""
+        if using != self._using:  # whose transaction it is not
+            with transaction.atomic(using=using):
+                yield
+            return
         connection: Any = connections[using]
-        with connection.cursor() as cursor:
-            cursor.execute(_NEXT if self._is_there else _BEGIN)
-        self._is_there, hooks = True, len(connection.run_on_commit)
+        name = self._begin(connection)
+        connection.savepoint_ids.append(name)  # by which Django knows what is rolled back with it
         try:
             with transaction.atomic(using=using, savepoint=False):
                 yield
             if not _is_whole(connection):
-                connection.savepoint_commit(_NAME)  # which says why
-                self._is_there = False
+                connection.savepoint_commit(name)  # which says why
+                self._last = None
         except Exception:
-            del connection.run_on_commit[hooks:]
-            _roll_back(connection)
+            _roll_back(connection, name)
             raise
+        finally:
+            if name in connection.savepoint_ids:  # of a new connection there are none
+                connection.savepoint_ids.remove(name)
+
+    def _begin(self, connection: Any) -> str:
+        name, last = f"django_celery_signals_{next(self._numbers)}", self._last
+        with connection.cursor() as cursor:
+            cursor.execute(f"RELEASE SAVEPOINT {last}; SAVEPOINT {name}" if last else f"SAVEPOINT {name}")
+        self._last = name
+        return name
 
 
 def _is_whole(connection: Any) -> bool:
@@ -53,10 +66,10 @@ def _is_whole(connection: Any) -> bool:
     return getattr(getattr(connection.connection, "info", None), "transaction_status", None) == _WHOLE
 
 
-def _roll_back(connection: Any) -> None:
+def _roll_back(connection: Any, name: str) -> None:
     """Take back what was done since the savepoint, or all if that cannot be."""
     connection.needs_rollback = False  # or nothing can be executed
     try:
-        connection.savepoint_rollback(_NAME)
+        connection.savepoint_rollback(name)
     except Error:
         connection.needs_rollback = True

@@ -134,6 +134,59 @@ def test_all_succeed(alias: str, celery_app: Celery, receive: Any, count: int) -
 
 
 @each_database("postgres")
+def test_statements_that_are_prepared_at_once(
+    alias: str, celery_app: Celery, receive: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two statements at once cannot be prepared: where all are, each savepoint has its own."""
+    monkeypatch.setitem(connections[alias].settings_dict["OPTIONS"], "prepare_threshold", 0)
+    receive(leave)
+    send_each(alias, "a", "b")
+    arrives = message_together(alias)
+
+    with CaptureQueriesContext(connections[alias]) as queries:
+        assert "SUCCESS" == arrives(celery_app).state
+
+    kinds = kinds_of(queries.captured_queries)
+    assert (2, 2) == (kinds["SAVEPOINT"], kinds["RELEASE"])
+
+
+@each_database("postgres", also=["default"])
+def test_savepoint_of_another_database(alias: str) -> None:
+    """In a database whose transaction it is not, it is a transaction of its own."""
+    savepoint = savepoints.savepoints(alias)
+    with transaction.atomic(using=alias):
+        for fails in (True, False):
+            with suppress(Boom), savepoint(using="default"):
+                leave("default", "bad" if fails else "good")
+                if fails:
+                    raise Boom
+
+    assert ["good"] == tags("default")
+
+
+@each_kind
+def test_instance_that_is_saved_again_after_a_failure(alias: str, celery_app: Celery, receive: Any) -> None:
+    """What one delivery has saved and lost is no news of the next one's: it compares with what is committed."""
+    told: list[Any] = []
+    customer, connection = Customer.objects.using(alias).create(name="Ada"), connections[alias]
+
+    def act(using: str, name: str) -> None:
+        told.append(tuple(connection.savepoint_ids))
+        customer.name = name
+        customer.save(using=using)
+        if name == "bad":
+            raise Boom
+
+    receive(act)
+    send_each(alias, "a", "bad", "b")
+
+    assert "SUCCESS" == message_together(alias)(celery_app).state
+    assert 3 == len(set(told))  # by which it is known what has become of what was saved
+    customer.refresh_from_db(using=alias)
+    assert "b" == customer.name
+
+
+@each_database("postgres")
 def test_connection_that_says_nothing_of_itself(
     alias: str, celery_app: Celery, receive: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,7 +32,21 @@ FULL: dict[str, Any] = {
     "due_in": -5,
 }
 BARE: dict[str, Any] = {**FULL, "key": None, "lane": None, "folds": False, "options": {}, "due_in": None}
-KINDS = {"all": FULL, "bare": BARE, "due": {**FULL, "sends": 0, "due_in": 5}}
+
+
+class Name(str):
+    """As a text that is marked as safe, or a member of an enumeration."""
+
+    def __str__(self) -> str:
+        return "another"
+
+
+KINDS = {
+    "of another class": {**FULL, "receiver": Name('a, "b"')},
+    "all": FULL,
+    "bare": BARE,
+    "due": {**FULL, "sends": 0, "due_in": 5},
+}
 
 
 @each_database("default", "postgres", "mariadb", transaction=False)
