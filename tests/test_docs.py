@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+import unittest
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -41,6 +42,7 @@ REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 TROUBLES = (ROOT / "docs" / "troubleshooting.md").read_text()
 RECIPES = (ROOT / "docs" / "recipes.md").read_text()
 README = (ROOT / "README.md").read_text()
+TESTING = (ROOT / "docs" / "testing.md").read_text()
 
 
 # What Python, Django, Celery and the databases say; docs/troubleshooting.md has the remedies.
@@ -116,7 +118,7 @@ def test_first_example(page: Any, celery_app: Celery) -> None:
     assert Customer.objects.get(pk=ada.pk).spent == 42
     assert deliveries("default").count() == 0
 
-    by_hand = page(block_with(README, "from shop.receivers import update_spending"), "shop.tests")
+    by_hand = page(block_with(README, "update_spending(sender=Order, instance=order)"), "shop.tests")
     assert Customer.objects.get(pk=by_hand["order"].customer_id).spent == 20
 
 
@@ -129,6 +131,38 @@ def test_in_tests(page: Any, celery_app: Celery, django_capture_on_commit_callba
     with django_capture_on_commit_callbacks(execute=True):
         Order.objects.create(customer=ada, total=30)
     assert (Customer.objects.get(pk=ada.pk).spent, deliveries("default").count()) == (30, 0)
+
+
+@pytest.mark.django_db
+def test_readme_in_tests(page: Any, celery_app: Celery) -> None:
+    """The README's test passes, in a transaction that is never committed."""
+    page(block_with(README, "@receiver_task(post_save, sender=Order)\ndef update_spending"), "shop.receivers")
+
+    page(block_with(README, "from django_celery_signals.testing import"), "shop.tests")
+
+
+@pytest.mark.django_db
+def test_testing_page(page: Any, celery_app: Celery) -> None:
+    """The tests of the page about tests pass, and would fail without the receiver."""
+    code = page(block_with(README, "@receiver_task(post_save, sender=Order)\ndef update_spending"), "shop.receivers")
+    cases = page(block_with(TESTING, "class SpendingTests"), "shop.tests")["SpendingTests"]
+
+    def failed() -> list[str]:
+        found = []
+        for name in unittest.defaultTestLoader.getTestCaseNames(cases):
+            with transaction.atomic():
+                case = cases(name)
+                case.setUp()
+                try:
+                    getattr(case, name)()
+                except AssertionError:
+                    found.append(name)
+                transaction.set_rollback(True)
+        return found
+
+    assert [] == failed()
+    disconnect(post_save, code["update_spending"], sender=Order)
+    assert ["test_an_order_is_sent", "test_what_comes_of_it", "test_what_is_sent"] == failed()
 
 
 @pytest.mark.django_db(transaction=True)

@@ -18,7 +18,8 @@ from .durable.batch import SIZE, batched, refuse_generators
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_muted: ContextVar[int] = ContextVar("django_celery_signals.muted", default=0)  # blocks around
+# Of each block around, the names of its receivers; None: all of them.
+_muted: ContextVar[tuple[frozenset[str] | None, ...]] = ContextVar("django_celery_signals.muted", default=())
 
 
 class muted:
@@ -28,13 +29,24 @@ class muted:
     decorates functions and coroutine functions.
     """
 
+    def __init__(self, *receivers: Any) -> None:
+        """Choose whom nothing is sent to.
+
+        Args:
+            receivers: tasks, or their names; none: all.
+        """
+        self._names = frozenset(name_of(one) for one in receivers) or None
+
     def __enter__(self) -> None:
         """Begin the block."""
-        _muted.set(_muted.get() + 1)
+        _muted.set((*_muted.get(), self._names))
 
     def __exit__(self, *_: object) -> None:
         """End it."""
-        _muted.set(max(0, _muted.get() - 1))  # perhaps in another context than it began in
+        left = list(_muted.get())
+        if self._names in left:  # perhaps in another context than it began in
+            left.remove(self._names)
+        _muted.set(tuple(left))
 
     def __call__(self, function: F) -> F:
         """Make each call of a function a block.
@@ -46,20 +58,32 @@ class muted:
 
         @wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            with muted():
+            with self:
                 return function(*args, **kwargs)
 
         @wraps(function)
         async def wait(*args: Any, **kwargs: Any) -> Any:
-            with muted():
+            with self:
                 return await function(*args, **kwargs)
 
         return cast(F, wait if iscoroutinefunction(function) else call)
 
 
-def is_muted() -> bool:
-    """Tell whether nothing is to be sent."""
-    return _muted.get() > 0
+def is_muted(receiver: str) -> bool:
+    """Tell whether nothing is to be sent to a receiver."""
+    return any(names is None or receiver in names for names in _muted.get())
+
+
+def name_of(receiver: Any) -> str:
+    """Return the name of a receiver's task.
+
+    Raises:
+        TypeError: for what is neither a task nor a name.
+    """
+    name = receiver if isinstance(receiver, str) else getattr(receiver, "name", None)
+    if not isinstance(name, str):
+        raise TypeError(f"{receiver!r:.120} is no receiver: give its task, or the name of that.")
+    return name
 
 
 def send_saved(objs: Iterable[Model], *, created: bool, update_fields: Iterable[str] | None = None) -> int:

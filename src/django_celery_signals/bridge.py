@@ -160,7 +160,7 @@ def is_sending(kwargs: dict[str, Any]) -> bool:
 
 def send(target: Target, own: SendingOptions, kwargs: dict[str, Any]) -> None:
     """Send what a signal just said to the worker. Returns None, whatever happens: a value could pass for an answer."""
-    if is_muted():
+    if is_muted(target.name):
         return
     sending = Sending(
         signal=kwargs["signal"],

@@ -20,6 +20,8 @@ from .exceptions import LoopDetected, PublishError
 from .handover import Hook, Message, Patience, lose, lost, patience_of, publish, publish_or_lose, told
 from .wire import seal
 
+#: What looks on, such as a test: called with the app, the envelope, the guarantee and the options of each sending.
+watchers: list[Callable[[Celery, Envelope, str, dict[str, Any]], None]] = []
 AUDIT = "audit"  # the guarantee of signals that must survive a rollback, when none was asked for
 
 
@@ -37,6 +39,8 @@ def dispatch(app: Celery, envelope: Envelope, guarantee: str, options: dict[str,
         django.db.Error: under ``"durable"``, when the database does not take the row.
     """
     options = {**_lineage(app, app.tasks.get(envelope.event.receiver)), **_absolute(app, options)}
+    for watch in tuple(watchers):
+        watch(app, envelope, guarantee, options)
     GUARANTEES[guarantee](app, envelope, options)
 
 
