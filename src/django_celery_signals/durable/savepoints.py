@@ -50,8 +50,7 @@ class _Savepoints:
             _roll_back(connection, name)
             raise
         finally:
-            if name in connection.savepoint_ids:  # of a new connection there are none
-                connection.savepoint_ids.remove(name)
+            connection.savepoint_ids = [one for one in connection.savepoint_ids if one != name]
 
     def _begin(self, connection: Any) -> str:
         name, last = f"django_celery_signals_{next(self._numbers)}", self._last

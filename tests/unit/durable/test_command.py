@@ -152,18 +152,18 @@ def test_relay_of_one_database(tasks: Tasks) -> None:
 @pytest.mark.django_db(transaction=True, databases=["default", "other"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_relay_until_a_signal(tasks: Tasks, number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without --once it runs until it is told to end, in batches of the size that was given."""
-    sizes: list[int] = []
+    """Without --once it runs until it is told to end, in batches and with pauses of the sizes that were given."""
+    sizes: list[Any] = []
 
     def sleep(self: Relay, seconds: float) -> None:
-        sizes.append(self.batch_size)
+        sizes.append((self.batch_size, self.idle))
         signal.raise_signal(number)
 
     monkeypatch.setattr(Relay, "_sleep", sleep)
     place("default", tasks.shared(), 5)
 
-    assert "relay: default\n" == say("relay", "--database=default", "--batch-size=3")
-    assert [3] == sizes
+    assert "relay: default\n" == say("relay", "--database=default", "--batch-size=3", "--idle=0.5")
+    assert [(3, 0.5)] == sizes
     assert {"sent": 3, "ready": 2} == states("default")
 
 
@@ -181,6 +181,7 @@ def test_relay_knows_what_a_worker_knows(celery_app: Celery, monkeypatch: pytest
     ("words", "reason"),
     [
         (["--batch-size=0"], "batch_size=0 must be at least 1"),
+        (["--idle=0"], "idle=0.0 above zero"),
         (["--database=nowhere"], "there is no database .'nowhere'.; DATABASES has"),
     ],
 )

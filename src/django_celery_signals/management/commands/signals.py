@@ -40,6 +40,7 @@ class Command(BaseCommand):
         relay = words.add_parser("relay", help="publish due deliveries until SIGTERM; any number may run at once")
         relay.add_argument("--once", action="store_true", help="publish what is due now, and end")
         relay.add_argument("--batch-size", type=int, default=500, help="deliveries claimed at once (500)")
+        relay.add_argument("--idle", type=float, default=1.0, help="seconds between two looks when nothing is due (1)")
         _add_database(relay)
         listed = words.add_parser("list-failed", help="show failed deliveries, the newest first")
         listed.add_argument("--limit", type=_count, default=50, help="most to show (50)")
@@ -93,7 +94,7 @@ class Command(BaseCommand):
     def relay(self, options: dict[str, Any]) -> None:
         """Run the relay."""
         try:
-            relay = Relay(databases=options["database"], batch_size=options["batch_size"])
+            relay = Relay(databases=options["database"], batch_size=options["batch_size"], idle=options["idle"])
         except ValueError as error:
             raise CommandError(str(error)) from error
         relay.app.loader.import_default_modules()  # as a worker does: a task in none of the apps' usual modules
