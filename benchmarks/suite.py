@@ -86,7 +86,6 @@ def _soon(broker: str, pool: str) -> Benchmark:
 def _later() -> Benchmark:
     worker = ["-P", "prefork", "-c", "2"]
     by_relay = {"library": {"FAST_PATH_LIMIT": 0, "EMBED_RELAY": True}}
-    quickly = {"library": {"FAST_PATH_LIMIT": 0, "EMBED_RELAY": False}}
     return Benchmark(
         title="from the commit to the receiver, by the relay alone",
         contenders=[
@@ -101,21 +100,12 @@ def _later() -> Benchmark:
                 place=f"{_HERE}running:soon",
                 site={"teller": free_port(), "worker": worker, **by_relay},
             ),
-            Contender(
-                name="ours, without it, --idle 0.01",
-                place=f"{_HERE}running:soon_by_a_quick_relay",
-                site={"teller": free_port(), "worker": worker, **quickly},
-            ),
         ],
-        goals=[
-            Goal(of=name, to="by hand", most=2.0, figure="p50")
-            for name in ("ours, without the fast path", "ours, without it, --idle 0.01")
-        ],
+        goals=[Goal(of="ours, without the fast path", to="by hand", most=2.0, figure="p50")],
         count=30,
         needs=("postgres", "rabbitmq"),
         rounds=5,
-        note="A relay sleeps about a second when nothing is due; here each save comes just when it begins to. With "
-        "`--idle 0.01` it looks a hundred times a second.",
+        note="A relay sleeps about a second when nothing is due; here each save comes just when it begins to.",
     )
 
 

@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -92,16 +91,6 @@ def _empty() -> None:
         for table in connection.introspection.table_names():
             if "delivery" in table or table.startswith("benchmarks"):
                 cursor.execute(f"DELETE FROM {table}")
-
-
-def soon_by_a_quick_relay() -> Work:
-    """The same, with a relay in this process that looks a hundred times a second, as by ``--idle 0.01``."""
-    work = soon()
-    from django_celery_signals import Relay
-
-    relay = Relay(app=app, idle=0.01)
-    threading.Thread(target=relay.run, daemon=True).start()
-    return work
 
 
 def soon() -> Work:
