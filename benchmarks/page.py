@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from .__main__ import RESULTS
-from .report import shown, summary
+from .report import figures_of, shown, summary
 from .suite import SUITE
 
 PAGE = RESULTS.parent.parent / "docs" / "performance.md"
@@ -53,13 +53,11 @@ def _figures() -> str:
     parts = []
     for name, found in _results():
         title, note = found["title"], SUITE[name].note
-        lines = ["| contender | figure | median | least | most |", "| --- | --- | ---: | ---: | ---: |"]
-        for contender, figures in found["values"].items():
-            for figure, values in figures.items():
-                numbers = [shown(value, SUITE[name].unit) for value in (median(values), min(values), max(values))]
-                lines.append(f"| {contender} | {figure} | {' | '.join(numbers)} |")
         when = f"{found['date'][:10]}, {found['rounds']} rounds of {found['count']:,}."
-        parts += [f"**{title[0].upper()}{title[1:]}.** {note} Measured {when}", "\n".join(lines)]
+        parts += [
+            f"**{title[0].upper()}{title[1:]}.** {note} Measured {when}",
+            figures_of(found["values"], SUITE[name].unit),
+        ]
         parts.append(f"![{title}](../benchmarks/results/{name}.svg)")
     return "\n\n".join(parts)
 

@@ -14,17 +14,22 @@ from .contest import Outcome
 
 def table(outcome: Outcome) -> str:
     """Return what was measured, and how it stands to the goals, as Markdown."""
-    unit = outcome.benchmark.unit
-    lines = ["| contender | figure | median | least | most |", "| --- | --- | ---: | ---: | ---: |"]
-    for name, figure, values in outcome.figures():
-        numbers = " | ".join(shown(number, unit) for number in (median(values), min(values), max(values)))
-        lines.append(f"| {name} | {figure} | {numbers} |")
     goals = ["| ratio | goal | measured | |", "| --- | ---: | ---: | --- |"]
     for goal in outcome.benchmark.goals:
         ratio = outcome.ratio(goal)
         name, _, bound = str(goal).partition(": ")
         goals.append(f"| {name} | {bound} | {ratio:.2f} | {'reached' if goal.holds(ratio) else 'not reached'} |")
-    return "\n".join([*lines, "", *goals])
+    return "\n".join([figures_of(outcome.values, outcome.benchmark.unit), "", *goals])
+
+
+def figures_of(measured: Mapping[str, Mapping[str, Sequence[float]]], unit: str) -> str:
+    """Return the figures of contenders, as Markdown."""
+    lines = ["| contender | figure | median | least | most |", "| --- | --- | ---: | ---: | ---: |"]
+    for name, figures in measured.items():
+        for figure, values in figures.items():
+            numbers = " | ".join(shown(number, unit) for number in (median(values), min(values), max(values)))
+            lines.append(f"| {name} | {figure} | {numbers} |")
+    return "\n".join(lines)
 
 
 def shown(value: float, unit: str) -> str:

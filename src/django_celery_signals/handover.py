@@ -113,10 +113,10 @@ def publish(message: Message, patience: Patience | None = None, doubt: Doubt | N
         raise PublishError(
             f"The Celery app {app.main!r} has no task {message.receiver!r}; import its module in this process."
         )
-    if held is not None and not is_eager(app):
-        held.append(message)
-    elif is_eager(app):
+    if is_eager(app):
         apply(message, task)  # runs the receiver, for as long as that takes
+    elif held is not None:
+        held.append(message)
     else:
         with (patience or Patience()).spent() as timeout:
             template = template_for(app, task, message.options)

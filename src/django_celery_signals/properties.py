@@ -123,11 +123,11 @@ def properties_of(headers: Mapping[str, Any], own: frozenset[str], options: Mapp
 def is_plain(producer: Any, channel: Any) -> bool:
     """Tell whether a producer does what kombu's does, in a channel of py-amqp's: nobody looks on or changes it."""
     kind = type(producer)
-    is_kombus = _is_from(Producer.__module__, kind.publish) and _is_from(Producer.__module__, kind._publish)
+    is_kombus = home_of(kind.publish) == home_of(kind._publish) == Producer.__module__
     prepare = getattr(type(channel), "prepare_message", None)
-    return is_kombus and "publish" not in vars(producer) and _is_from(pyamqp.__name__, prepare)
+    return is_kombus and "publish" not in vars(producer) and home_of(prepare) == pyamqp.__name__
 
 
-def _is_from(module: str, function: Any) -> bool:
-    """Tell whether a function's code is in a module: what wraps it is somewhere else, whatever it is called."""
-    return type(function) is FunctionType and function.__globals__["__name__"] == module
+def home_of(function: Any) -> Any:
+    """Return the module that a function's code is in; ``__module__`` would be copied to what is wrapped around it."""
+    return function.__globals__["__name__"] if type(function) is FunctionType else None

@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Mapping
 from functools import lru_cache
-from types import FunctionType
 from typing import Any
 from weakref import WeakSet
 
@@ -22,7 +21,7 @@ from celery.utils import uuid
 from kombu import serialization
 
 from .durable.routes import are_fixed
-from .properties import is_plain, properties_of
+from .properties import home_of, is_plain, properties_of
 from .wire import ARGUMENT
 
 _ROUTING = ("queue", "priority")  # of the options, those that change where a message goes
@@ -132,13 +131,8 @@ def _is_plain(app: Celery, amqp: Any, task: Any, cls: Any) -> bool:
 
 @lru_cache
 def _are_own(apply_async: Any, celerys: Any, shadow_name: Any, send_task: Any) -> bool:
-    homes = [_home(function) for function in (apply_async, celerys, shadow_name, send_task)]
+    homes = [home_of(function) for function in (apply_async, celerys, shadow_name, send_task)]
     return homes == [f"{__package__}.task", Task.__module__, Task.__module__, Celery.__module__]
-
-
-def _home(function: Any) -> Any:
-    """Return the module that a function's code is in; ``__module__`` would be copied to what is wrapped around it."""
-    return function.__globals__["__name__"] if type(function) is FunctionType else None
 
 
 class _Recorder:

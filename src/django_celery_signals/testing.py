@@ -21,7 +21,7 @@ from . import dispatch, handover, names
 from .blocks import muted, name_of
 from .broker import project_app
 from .durable.deliveries import deliveries
-from .durable.reference import Reference
+from .durable.outbox import message_of
 from .durable.relay import keeping
 from .durable.rows import State
 from .envelope import Envelope, Reader
@@ -246,15 +246,7 @@ def _of_rows(alias: str) -> list[handover.Message]:
         return []
     app = project_app()
     return [
-        handover.Message(
-            app=app,
-            receiver=row.receiver,
-            event_id=row.event_id,
-            signal_name=row.signal,
-            summary=row.summary,
-            body=Reference(alias=alias, id=row.pk, token=row.token, receiver=row.receiver, folds=row.folds).carried(),
-            options={"task_id": row.event_id, "retries": row.attempts},
-        )
+        message_of(app, row, alias)
         for row in waiting
         if row.lane is None or row.slot is not None or rows.filter(token=row.token).take_turn(row.pk, row.lane)
     ]
