@@ -54,6 +54,21 @@ def _worker(*options: str) -> Iterator[None]:
         process.wait(30)
 
 
+@contextmanager
+def _relay(idle: float) -> Iterator[None]:
+    """Run ``manage.py signals relay --idle``, with the app and the receivers that a worker has."""
+    program = (
+        "import benchmarks.site.worker\nfrom django.core.management import call_command\n"
+        f"call_command('signals', 'relay', idle={idle})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], env=os.environ.copy(), stdout=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
 _committed = [0.0]  # when the last transaction was, by this process's clock
 
 
@@ -98,6 +113,8 @@ def soon() -> Work:
     _ready()
     listener, running = _Listener(), ExitStack()
     running.enter_context(_worker(*settings.GIVEN["worker"]))
+    if idle := settings.GIVEN.get("idle"):
+        running.enter_context(_relay(idle))
     atexit.register(running.close)
     _save()
     listener.hear()  # the worker is there
