@@ -17,7 +17,7 @@ from django.dispatch import Signal
 from django_celery_signals.durable import relay
 from django_celery_signals.durable.deliveries import State, deliveries
 from django_celery_signals.durable.relay import Relay
-from django_celery_signals.management.commands import signals as module
+from django_celery_signals.operating import choosing, listing
 from tests.brokers import Broker
 from tests.delivering import moment, place, states
 from tests.drain import take
@@ -36,7 +36,7 @@ FAILED = {"state": State.FAILED, "due_at": moment(3600), "finished_at": moment(0
 @pytest.fixture(autouse=True)
 def two_databases(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Deliveries are kept in two databases; the process handles signals afterwards as it did before."""
-    for user in (module, relay):
+    for user in (choosing, relay):
         monkeypatch.setattr(user, "keeping", lambda: ["default", "other"])
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
@@ -79,7 +79,7 @@ def test_list_of_receivers(receiving: Receiving, monkeypatch: pytest.MonkeyPatch
 def test_list_of_models(settings: Any, monkeypatch: pytest.MonkeyPatch, atomic: bool, said: str) -> None:
     """Where no model's saves are atomic list says so, and whether the setting is the reason."""
     settings.DJANGO_CELERY_SIGNALS = {"ATOMIC_SAVES": atomic}
-    monkeypatch.setattr(module.saving, "models", lambda: [] if atomic else [Tag])
+    monkeypatch.setattr(listing.saving, "models", lambda: [] if atomic else [Tag])
 
     assert f"models whose saves are atomic: {said}" == say("list").splitlines()[-1]
 

@@ -1,0 +1,92 @@
+"""The options by which deliveries and databases are chosen."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Iterator, Sequence
+
+from django.core.management.base import CommandError
+from django.db import connections
+from django.db.models import Q
+
+from ..durable.deliveries import DeliveryQuerySet, deliveries
+from ..durable.relay import keeping
+from .words import Options
+
+FILTERS = ("id", "receiver", "signal", "error")
+
+
+def add_database(parser: ArgumentParser) -> None:
+    """Let databases be chosen."""
+    parser.add_argument("--database", action="append", help="alias of a database; may be repeated (all)")
+
+
+def add_filters(parser: ArgumentParser) -> None:
+    """Let failed deliveries be chosen."""
+    parser.add_argument("--id", action="append", type=_id, help="as list-failed shows it: default:5; may be repeated")
+    parser.add_argument("--receiver", help="name of the task")
+    parser.add_argument("--signal", help="name of the signal: post_save, or with its module, shop.signals:paid")
+    parser.add_argument("--error", help="type of the error, or another part of its fingerprint")
+    add_database(parser)
+
+
+def count(text: str) -> int:
+    """Read a number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} must be a number, at least 1")
+    return int(text)
+
+
+def _id(text: str) -> tuple[str, int]:
+    """Return the alias of a database and the number of a delivery in it: two databases have the same numbers."""
+    alias, _, number = text.rpartition(":")
+    if not alias or not number.isdecimal():
+        raise ArgumentTypeError(f"{text!r} must name the database, too, as list-failed shows it: default:5")
+    return alias, int(number)
+
+
+def narrows(options: Options) -> bool:
+    """Tell whether only some are chosen."""
+    return any(options[name] for name in FILTERS)
+
+
+def chosen(options: Options, *, careful: bool = False) -> Iterator[DeliveryQuerySet]:
+    """Yield the failed deliveries that the filters name, database by database.
+
+    Args:
+        options: of the command.
+        careful: whether to ask for ``--all`` where no filter is given.
+
+    Raises:
+        CommandError: saying what to give instead.
+    """
+    if careful and not (options["all"] or narrows(options)):
+        raise CommandError("Choose deliveries by --id, --receiver, --signal or --error, or give --all.")
+    for alias in aliases(options):
+        rows = deliveries(alias).failed()
+        if options["id"] is not None:
+            rows = rows.filter(pk__in=[number for place, number in options["id"] if place == alias])
+        yield rows.filter(_about(options))
+
+
+def aliases(options: Options) -> Sequence[str]:
+    """Return the databases that are meant.
+
+    Raises:
+        CommandError: for one that there is not.
+    """
+    found = options["database"] or sorted({alias for alias, _ in options.get("id") or ()}) or keeping()
+    if unknown := [alias for alias in found if alias not in connections.settings]:
+        raise CommandError(f"There is no database {unknown[0]!r}; DATABASES has {', '.join(connections)}.")
+    return list(found)
+
+
+def _about(options: Options) -> Q:
+    about, name = Q(), options["signal"]
+    if options["receiver"]:
+        about &= Q(receiver=options["receiver"])
+    if options["error"]:
+        about &= Q(fingerprint__contains=options["error"])
+    if name:
+        about &= Q(signal=name) | Q(signal__endswith=f":{name}")
+    return about

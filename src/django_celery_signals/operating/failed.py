@@ -1,0 +1,89 @@
+"""``list-failed``, ``retry``, ``discard``: what was given up, and what is to become of it."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Callable
+
+from django.core.management.base import OutputWrapper
+
+from ..durable.deliveries import DeliveryQuerySet
+from .choosing import add_filters, chosen, count, narrows
+from .words import Options, Word
+
+
+def _add_listed(parser: ArgumentParser) -> None:
+    parser.add_argument("--limit", type=count, default=50, help="most to show (50)")
+    add_filters(parser)
+
+
+def _add_changing(parser: ArgumentParser) -> None:
+    parser.add_argument("--all", action="store_true", help="all of them, when nothing else is chosen")
+    parser.add_argument("--dry-run", action="store_true", help="only say how many there are")
+    add_filters(parser)
+
+
+def _list(options: Options, out: OutputWrapper) -> None:
+    """Show one line for each, without a value of the sending."""
+    left = options["limit"]
+    for rows in chosen(options):
+        for row in rows.order_by("-finished_at", "-pk").defer("payload", "error_message", "traceback")[:left]:
+            left -= 1
+            out.write(
+                f"{rows.db}:{row.pk}  {row.finished_at:%Y-%m-%d %H:%M:%S}  {row.receiver}  {row.summary}  "
+                f"{row.fingerprint}  attempts={row.attempts} crashes={row.crashes}"
+            )
+    if left == options["limit"]:
+        out.write("There is no such failed delivery." if narrows(options) else "No delivery has failed.")
+
+
+def _retry(options: Options, out: OutputWrapper) -> None:
+    """Let the failed deliveries that were chosen start anew, but for those that have lost their payload."""
+    for rows in chosen(options, careful=True):
+        kept = rows.filter(payload__isnull=False)
+        lost = rows.filter(payload__isnull=True).count()
+        _change(options, out, kept, kept.retry, "retried")  # of a blocked key: those behind it go on after it
+        if lost:
+            out.write(f"{rows.db}: {lost} cannot be retried: they have lost their payload. Discard them.")
+
+
+def _discard(options: Options, out: OutputWrapper) -> None:
+    """Delete the failed deliveries that were chosen."""
+    for rows in chosen(options, careful=True):
+        _change(options, out, rows, rows.discard, "discarded")
+
+
+def _change(options: Options, out: OutputWrapper, rows: DeliveryQuerySet, verb: Callable[[], int], done: str) -> None:
+    behind = rows.behind()
+    words = f"{rows.count()} would be {done}" if options["dry_run"] else f"{verb()} {done}"
+    out.write(f"{rows.db}: {words}" + (f"; {behind} wait behind these and go on" if behind else ""))
+
+
+WORDS = [
+    Word(
+        name="list-failed",
+        help="show failed deliveries, the newest first",
+        teaches="Show the deliveries that were given up, the newest first: database and id, when, receiver, what was "
+        "sent, fingerprint (the error's type and the first function of your own code that it came through), attempts, "
+        "crashes. Never a value of what was sent.",
+        add_arguments=_add_listed,
+        run=_list,
+    ),
+    Word(
+        name="retry",
+        help="let failed deliveries start anew",
+        teaches="Let failed deliveries start anew, once their cause is mended. One that blocks its key runs before all "
+        "that wait behind it. Those whose payload was erased (FAILED_PAYLOAD_DAYS) stay as they are. Example: "
+        "manage.py signals retry --receiver shop.receivers.invoice --dry-run",
+        add_arguments=_add_changing,
+        run=_retry,
+    ),
+    Word(
+        name="discard",
+        help="delete failed deliveries",
+        teaches="Delete failed deliveries, which nobody can take back. What waits behind one that blocks its key goes "
+        "on. Example: manage.py signals discard --error DoesNotExist --dry-run",
+        add_arguments=_add_changing,
+        run=_discard,
+    ),
+]
