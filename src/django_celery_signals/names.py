@@ -132,6 +132,13 @@ def signal_names(signal: Signal) -> tuple[str, ...]:
     return (*((chosen,) if chosen else ()), *found)[:MOST_NAMES]
 
 
+def known_signals() -> list[Signal]:
+    """Return the signals that have a name."""
+    with _lock:
+        _scan()
+        return list({**dict.fromkeys(_places_of_signals), **dict.fromkeys(_chosen)})
+
+
 def short_name(name: str) -> str:
     """Return the last part of a signal's name, for people; nothing of a name that only a connection gave it."""
     if name.startswith("connection:"):

@@ -2,23 +2,120 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from django.core.checks import Info, run_checks
-from django.db import connections
-from django.db.models.signals import post_save
+from celery import Celery
+from django.core.checks import Error, Info, Warning, run_checks
+from django.db import connection, connections, transaction
+from django.db.models.signals import post_init, post_save, pre_save
 from django.dispatch import Signal
 from django.test import override_settings
 
 from django_celery_signals import connect, disconnect
+from django_celery_signals.checks import databases, project
 from django_celery_signals.durable import saving
+from tests.delivering import place
 from tests.receiving import Receiving
-from tests.shop.models import Tag
+from tests.shop.models import Order, Tag
+
+bell = Signal()
 
 
 def found(**options: Any) -> list[Any]:
     return run_checks(tags=["django_celery_signals"], **options)
+
+
+def only(number: str, **options: Any) -> Any:
+    """Return the one message of a check."""
+    (message,) = (message for message in found(**options) if message.id == number)
+    return message
+
+
+def test_a_sound_project_hears_nothing(receiving: Receiving) -> None:
+    """Receivers of all guarantees, of signals with and without a name, are no reason for a word."""
+    receiving(post_save, sender=Tag, guarantee="on_commit")
+    receiving(bell, guarantee="durable")
+    receiving(Signal(), guarantee="immediate")
+
+    assert [] == found()
+
+
+def plainly(signal: Signal, task: Any, **options: Any) -> Callable[[], bool]:
+    """Connect a task as Django does, which asks nothing; return what takes it back."""
+    Signal.connect(signal, task.delay, **options)
+    return lambda: Signal.disconnect(signal, task.delay, **options)
+
+
+def test_dcs_E001(receiving: Receiving, celery_app: Celery) -> None:
+    """A receiver that its app does not have is named, with where its module belongs."""
+    task = receiving(bell)
+    del celery_app._tasks[task.name]
+
+    message = only("dcs.E001")
+
+    assert isinstance(message, Error)
+    assert task.name in message.msg
+    assert "AUTODISCOVER" in message.hint
+
+
+def test_dcs_E002(receiving: Receiving) -> None:
+    """A receiver that a plain ``connect()`` gave a signal which never sends what it needs is named, with that."""
+    task = receiving(bell, needs)
+    undo = plainly(post_save, task, sender=Tag)
+
+    message = only("dcs.E002")
+
+    assert isinstance(message, Error)
+    assert task.name in message.msg
+    assert "'colour'" in message.msg
+    assert undo()
+    assert [] == found()
+
+
+def needs(colour: str, **_: Any) -> None:
+    """Ask for what no save sends."""
+
+
+def takes(events: list[Any]) -> None:
+    """Take a batch."""
+
+
+def test_dcs_E002_of_a_batch(receiving: Receiving) -> None:
+    """What takes events is no error, and what does not is one."""
+    receiving(bell, takes, guarantee="durable", batch=True)
+    assert [] == found()
+
+    odd = receiving(bell, takes, guarantee="durable", batch=True)
+    type(odd).run = staticmethod(needs)
+
+    assert "list of events" in only("dcs.E002").msg
+
+
+def test_dcs_E003(receiving: Receiving) -> None:
+    """A signal that can have no receiver in a worker is named, although nothing was refused."""
+    undo = plainly(post_init, receiving(bell), sender=Tag)
+
+    message = only("dcs.E003")
+
+    assert isinstance(message, Error)
+    assert "post_init" in message.msg
+    assert "plain function" in message.hint
+    assert undo()
+
+
+def test_dcs_E004(receiving: Receiving) -> None:
+    """A task that takes turns, connected where there are no rows, is named; nothing refused that."""
+    ordered = receiving(bell, guarantee="durable", ordered=True, key=lambda n: n)
+    undo = plainly(pre_save, ordered, sender=Tag)
+
+    message = only("dcs.E004")
+
+    assert isinstance(message, Error)
+    assert "guarantee='durable'" in message.msg
+    assert undo()
 
 
 def test_dcs_I001(receiving: Receiving, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,13 +126,13 @@ def test_dcs_I001(receiving: Receiving, monkeypatch: pytest.MonkeyPatch) -> None
 
     receiving(post_save, sender=Tag, guarantee="durable")
 
-    (message,) = found(include_deployment_checks=True)
+    message = only("dcs.I001", include_deployment_checks=True)
     assert isinstance(message, Info)
     assert message.msg.startswith("Saves of shop.Tag are atomic")
     assert "'ATOMIC_SAVES': False" in (message.hint or "")
     assert [] == found()
     with override_settings(DJANGO_CELERY_SIGNALS={"ATOMIC_SAVES": False}):
-        assert [] == found(include_deployment_checks=True)
+        assert ["dcs.W007"] == [message.id for message in found(include_deployment_checks=True)]
 
 
 def test_dcs_W001(receiving: Receiving, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,8 +165,264 @@ def test_dcs_W002(receiving: Receiving) -> None:
     connect(bell, folding, guarantee="durable", coalesce=True, key=lambda n: n, dispatch_uid="folding")
 
     messages = [message for message in found() if message.id == "dcs.W002"]
+    assert [] == [message for message in found() if message.id == "dcs.W003" and alone.name in message.msg]
 
     assert [True] == [alone.name in message.msg and "on_failure='park'" in message.msg for message in messages]
     assert in_order.name not in messages[0].msg
     assert "ordered=True" in messages[0].hint
     disconnect(bell, folding, dispatch_uid="folding")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"sender": Tag}, {"sender": Tag, "dispatch_uid": "again"}),
+        ({"sender": Tag}, {}),
+        ({"sender": Tag}, {"sender": Tag, "dispatch_uid": "new", "created": True}),
+        ({"sender": Tag, "created": True}, {"created": True}),
+    ],
+)
+def test_dcs_W003(receiving: Receiving, first: dict[str, Any], second: dict[str, Any]) -> None:
+    """A receiver that is connected twice for the same events is named, with both senders."""
+    task = receiving(post_save, **first)
+    connect(post_save, task, **second)
+
+    message = only("dcs.W003")
+
+    assert isinstance(message, Warning)
+    assert f"{task.name} is connected twice to post_save" in message.msg
+    assert "shop.Tag" in message.msg
+    disconnect(post_save, task, sender=second.get("sender"), dispatch_uid=second.get("dispatch_uid"))
+
+
+def test_dcs_W003_shows_what_tells_them_apart(receiving: Receiving) -> None:
+    """The words that tell two connections apart to Django are shown."""
+    task = receiving(post_save, sender=Tag)
+    connect(post_save, task, sender=Tag, dispatch_uid="again")
+
+    assert "(dispatch_uid 'again')" in only("dcs.W003").msg
+    disconnect(post_save, task, sender=Tag, dispatch_uid="again")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"created": True}, {"created": False}),
+        ({"countdown": 60}, {"countdown": 3600}),
+        ({}, {"sender": Order}),
+        ({"guarantee": "durable"}, {"guarantee": "durable", "debounce": 5}),
+    ],
+)
+def test_dcs_W003_two_that_differ(receiving: Receiving, first: dict[str, Any], second: dict[str, Any]) -> None:
+    """Connections for other events, and reminders at several times, are meant."""
+    task = receiving(post_save, sender=Tag, **first)
+    sender = second.pop("sender", Tag)
+    connect(post_save, task, sender=sender, dispatch_uid="second", **second)
+
+    assert [] == found()
+    disconnect(post_save, task, sender=sender, dispatch_uid="second")
+
+
+def test_dcs_W004(receiving: Receiving, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process without the project's Celery app is told where to import it, once something is connected."""
+    monkeypatch.setattr(project, "is_fallback", lambda app: True)
+    assert [] == found()
+
+    receiving(bell)
+
+    assert "from .celery import app as celery_app" in only("dcs.W004").hint
+
+
+def test_dcs_W005(receiving: Receiving, celery_app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failures that are stored for nobody are named, if there is a place to store them."""
+    task = receiving(bell, store_errors_even_if_ignored=True)
+    assert [] == found()
+
+    monkeypatch.setitem(celery_app.conf, "result_backend", "cache+memory://")
+
+    message = only("dcs.W005")
+    assert task.name in message.msg
+    assert "STORE_ERRORS_EVEN_IF_IGNORED" in message.hint
+
+
+@pytest.mark.parametrize("word", ["acks_late", "reject_on_worker_lost"])
+def test_dcs_W006(receiving: Receiving, word: str) -> None:
+    """A durable receiver whose message stays with the broker is named; of others that is the only safety."""
+    receiving(bell, guarantee="on_commit", **{word: True})
+    assert [] == found()
+
+    task = receiving(bell, guarantee="durable", **{word: True})
+
+    message = only("dcs.W006")
+    assert task.name in message.msg
+    assert f"{word}=False" in message.hint
+
+
+def test_dcs_W007(receiving: Receiving, celery_app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that connect anew for each task are named by ``check --deploy``, once something is connected."""
+    assert "dcs.W007" not in [message.id for message in found(include_deployment_checks=True)]
+
+    receiving(bell)
+
+    assert [] == found()
+    assert "CELERY_DB_REUSE_MAX = 1000" == only("dcs.W007", include_deployment_checks=True).hint
+    monkeypatch.setitem(celery_app.conf, "CELERY_DB_REUSE_MAX", 1000)
+    assert "dcs.W007" not in [message.id for message in found(include_deployment_checks=True)]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"countdown": 7200}, "7200 seconds (countdown=)"),
+        ({"autoretry_for": (OSError,), "default_retry_delay": 3600}, "3600 seconds (default_retry_delay=)"),
+        ({"autoretry_for": (OSError,), "retry_backoff": True, "retry_backoff_max": 9000}, "(retry_backoff_max=)"),
+    ],
+)
+def test_dcs_W008(
+    receiving: Receiving, celery_app: Celery, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], words: str
+) -> None:
+    """What waits in a worker for longer than Redis bears is named; a durable delivery waits in its row."""
+    monkeypatch.setattr(celery_app, "connection_for_read", lambda: transport("redis"))
+    receiving(bell, guarantee="durable", **options)
+    receiving(bell, guarantee="on_commit", countdown=3599)
+    receiving(bell, guarantee="on_commit", autoretry_for=(OSError,))
+    assert [] == found()
+
+    task = receiving(bell, guarantee="on_commit", **options)
+
+    message = only("dcs.W008")
+    assert task.name in message.msg
+    assert words in message.msg
+    assert "guarantee='durable'" in message.hint
+    monkeypatch.setattr(celery_app, "connection_for_read", lambda: transport("redis", visibility_timeout=10_000))
+    assert [] == found()
+    monkeypatch.setattr(celery_app, "connection_for_read", lambda: transport("amqp"))
+    assert [] == found()
+
+
+def transport(name: str, **options: Any) -> Any:
+    return SimpleNamespace(transport_cls=name, transport_options=options)
+
+
+def of_databases(*aliases: str) -> list[Any]:
+    return run_checks(tags=["django_celery_signals"], databases=list(aliases))
+
+
+with_databases = pytest.mark.django_db(databases=["default", "other", "postgres", "mariadb"])
+durably = override_settings(DJANGO_CELERY_SIGNALS={"GUARANTEE": "durable", "EMBED_RELAY": False})
+
+
+@durably
+@with_databases
+def test_dcs_W009(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server without SKIP LOCKED is named, with those that have it."""
+    assert [] == of_databases("default", "mariadb")
+
+    monkeypatch.setitem(connections["mariadb"].features.__dict__, "has_select_for_update_skip_locked", False)
+
+    (message,) = of_databases("default", "mariadb")
+    assert ("dcs.W009", "Run MariaDB 10.6 or MySQL 8.0.1, or later.") == (message.id, message.hint)
+
+
+@durably
+@pytest.mark.parametrize(
+    ("alias", "statement"),
+    [
+        ("postgres", "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"),
+        ("mariadb", "SET SESSION TRANSACTION ISOLATION LEVEL SERIALIZABLE"),
+    ],
+)
+@pytest.mark.django_db(transaction=True, databases=["postgres", "mariadb"])
+def test_dcs_W010(alias: str, statement: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database whose transactions do not see what others commit is named, with its level."""
+    assert [] == of_databases("postgres", "mariadb")
+    was = databases._isolation
+
+    def changed(connection: Any) -> str:
+        with connection.cursor() as cursor:
+            cursor.execute(statement if connection.alias == alias else "SELECT 1")
+        return was(connection)
+
+    monkeypatch.setattr(databases, "_isolation", changed)
+    with transaction.atomic(using="postgres"):
+        (message,) = of_databases("postgres", "mariadb")
+
+    assert "dcs.W010" == message.id
+    assert f"{alias!r} run at {'SERIALIZABLE' if alias == 'mariadb' else 'REPEATABLE READ'}" in message.msg
+    connections[alias].close()
+
+
+@durably
+@with_databases
+def test_dcs_W011(receiving: Receiving) -> None:
+    """Deliveries for a task that is gone are named, with both remedies; a former name is still taken."""
+    task = receiving(bell, former_names=["tests.before"])
+    for name in ("tests.gone", "tests.before", task.name):
+        place("default", name)
+
+    (message,) = of_databases("default", "other")
+
+    assert "dcs.W011" == message.id
+    assert "for tests.gone" in message.msg
+    assert "former_names=['tests.gone']" in message.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "hint"),
+    [
+        ("DJANGO_CELERY_SIGNAL", {"STRICT": True}, "Rename it to DJANGO_CELERY_SIGNALS."),
+        ("CELERY_SIGNALS", {}, "Rename it to DJANGO_CELERY_SIGNALS."),
+        ("DJANGO_CELERY_SIGNALS_STRICT", True, "Write DJANGO_CELERY_SIGNALS = {'STRICT': ...}."),
+    ],
+)
+def test_dcs_W012(name: str, value: Any, hint: str) -> None:
+    """A setting that is almost the library's is named, with what to write."""
+    with override_settings(**{name: value}):
+        message = only("dcs.W012")
+
+    assert name in message.msg
+    assert hint == message.hint
+
+
+@pytest.mark.parametrize("name", ["DJANGO_CELERY_SIGNALS_OWN", "DJANGO_CELERY_BEAT", "DJANGO_CELERY_SIGNAL"])
+def test_dcs_W012_others(name: str) -> None:
+    """Settings of others are theirs, and a text is none of ours."""
+    with override_settings(**{name: "text"}):
+        assert [] == found()
+
+
+@durably
+def test_dcs_W013(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database without autocommit is named."""
+    monkeypatch.setitem(connections["other"].settings_dict, "AUTOCOMMIT", False)
+
+    message = only("dcs.W013")
+
+    assert "DATABASES['other']" in message.msg
+    assert "ATOMIC_REQUESTS" in message.hint
+
+
+@durably
+@with_databases
+def test_dcs_W014() -> None:
+    """A database without the table is named, with the command that makes it; one that was never migrated is new."""
+    connection = connections["default"]
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE django_celery_signals_delivery RENAME TO elsewhere")
+
+    (message,) = of_databases("default", "other")
+
+    assert ("dcs.W014", "manage.py migrate --database=default") == (message.id, message.hint)
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE django_migrations RENAME TO elsewhere_too")
+    assert [] == of_databases("default", "other")
+
+
+def test_nothing_durable_asks_no_database() -> None:
+    """Where nothing is durable, no database is asked."""
+    with connection.execute_wrapper(_refuse):
+        assert [] == of_databases("default")
+
+
+def _refuse(*_: Any) -> Any:
+    raise AssertionError("a query")

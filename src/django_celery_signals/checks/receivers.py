@@ -1,80 +1,193 @@
-"""System checks: what a project should know before it finds out."""
+"""What can be said of receivers before the first signal: whether they are there, can be called, mean what they say."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from itertools import combinations
 from typing import Any
 
-from django.core.checks import CheckMessage, Info, Warning, register
-from django.db import connections
+from django.core.checks import CheckMessage, Error, Warning
 
-from . import conf, receivers
-from .broker import project_app
-from .durable import saving
-from .durable.relay import keeping
-from .keys import takes_turns
-from .options import merged
+from .. import contradictions, names
+from ..bridge import check_signal
+from ..connected import ANY, Connected, connected
+from ..exceptions import ConnectError
+from ..keys import takes_turns
+from ..options import SendingOptions
+from ..parameters import check_batch, check_parameters
 
-
-def register_checks() -> None:
-    """Add the checks to those of ``manage.py check``."""
-    register(check_sqlite, "django_celery_signals")
-    register(check_turns, "django_celery_signals")
-    register(check_atomic_saves, "django_celery_signals", deploy=True)
+_FILTERS = ("when", "changed", "created", "action", "exclude", "family", "raw")
+_TIMES = ("countdown", "debounce")
+# Seconds after which kombu's transports give a message to another worker, unless its options say otherwise.
+_VISIBILITY = {"redis": 3600.0, "rediss": 3600.0, "sentinel": 3600.0, "sqs": 1800.0}
 
 
-def check_atomic_saves(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
-    """Name the models whose saves are atomic for the sake of their durable receivers."""
-    models = saving.models() if conf.get().ATOMIC_SAVES else []
-    if not models:
-        return []
+def check_registered(**_: Any) -> list[CheckMessage]:
+    """Name the receivers whose tasks their app does not have."""
     return [
-        Info(
-            f"Saves of {', '.join(sorted(model._meta.label for model in models))} are atomic, for durable receivers "
-            "are connected: a plain receiver of theirs that raises now rolls the save back.",
-            hint="Nothing need be done. DJANGO_CELERY_SIGNALS = {'ATOMIC_SAVES': False} leaves the saves as Django "
-            "makes them, with a gap in which a dying process loses events.",
-            id="dcs.I001",
+        Error(
+            f"{name} is connected to a signal, but the Celery app {app.main!r} has no task of that name, so nothing is "
+            "sent, and a worker would answer: Received unregistered task.",
+            hint="Import the task's module where every process does: name it receivers.py or tasks.py in an installed "
+            "app, or add it to DJANGO_CELERY_SIGNALS['AUTODISCOVER'].",
+            id="dcs.E001",
         )
+        for name, app in {one.receiver: one.app for one in connected() if one.task is None}.items()
     ]
 
 
-def check_turns(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
+def check_callable(**_: Any) -> list[CheckMessage]:
+    """Name the receivers that can never be called by what they are connected to."""
+    return list(_refused(_check_call, "dcs.E002", "Change the function as said, or connect it to another signal."))
+
+
+def check_asynchronous(**_: Any) -> list[CheckMessage]:
+    """Name the receivers of signals that can have none in a worker."""
+    hint = "Connect a plain function, which Django calls at once; it may call the task with what it has found out."
+    return list(_refused(lambda one: check_signal(one.signal, one.receiver), "dcs.E003", hint))
+
+
+def check_options(**_: Any) -> list[CheckMessage]:
+    """Name the connections whose options contradict their task's, or their signal."""
+    return list(_refused(_check_contradictions, "dcs.E004", "Change or leave out one of the options."))
+
+
+def _refused(check: Callable[[Connected], None], number: str, hint: str) -> Iterator[CheckMessage]:
+    """Yield what a check raises; ``connect()`` and ``receiver_task()`` raise the same, a plain ``connect()`` cannot."""
+    for one in connected():
+        try:
+            check(one)
+        except ConnectError as error:
+            yield Error(str(error), hint=hint, id=number)
+
+
+def _check_call(one: Connected) -> None:
+    if one.task is None:
+        return
+    body = (one.task.run, False)
+    if one.task.batch:
+        check_batch(one.receiver, body)
+    else:
+        check_parameters(one.signal, one.receiver, body, also=frozenset({"event"}))
+
+
+def _check_contradictions(one: Connected) -> None:
+    if one.task is None:
+        return
+    where, together = f"receiver {one.receiver}", {name: getattr(one.task, name) for name in ("batch", "chunk_size")}
+    contradictions.check_turns(one.options, one.task.ordered, one.signal, one.guarantee, where)
+    contradictions.check_together(one.options, together, one.signal, one.guarantee, where)
+
+
+def check_turns(**_: Any) -> list[CheckMessage]:
     """Warn of receivers that say what a failure does to a key that they do not have."""
-    tasks: Any = project_app().tasks
-    connected: dict[str, bool] = {}  # by the receiver, whether one of its connections has keys
-    for one in receivers.connections():
-        task = tasks.get(one.receiver)
-        has_keys = task is None or takes_turns(merged(one.options, task), task)
-        connected[one.receiver] = has_keys or connected.get(one.receiver, False)
+    tasks = {one.receiver: one.task for one in connected() if one.task is not None}
+    keyed = {one.receiver for one in connected() if one.task is not None and takes_turns(one.options, one.task)}
     return [
         Warning(
-            f"{name} says on_failure={tasks[name].after_failure!r}, which is about the key of a delivery that fails, "
+            f"{name} says on_failure={task.after_failure!r}, which is about the key of a delivery that fails, "
             "but it takes no turns, so its deliveries have no keys.",
             hint="Give it ordered=True, or connect it with coalesce=True; or leave on_failure= out.",
             id="dcs.W002",
         )
-        for name, has_keys in connected.items()
-        if not has_keys and tasks[name].after_failure is not None
+        for name, task in tasks.items()
+        if name not in keyed and task.after_failure is not None
     ]
 
 
-def check_sqlite(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
-    """Warn of SQLite databases whose transactions take the lock too late."""
-    if not _is_durable_used():
-        return []
+def check_duplicates(**_: Any) -> list[CheckMessage]:
+    """Warn of receivers that are sent the same event twice."""
     return [
         Warning(
-            f"The SQLite database {alias!r} keeps deliveries, but its transactions begin without the lock: a receiver "
-            "that reads before it writes fails with 'database is locked' whenever another process wrote meanwhile, "
-            "and saves are not made atomic for their receivers.",
-            hint=f"DATABASES[{alias!r}]['OPTIONS'] = {{'transaction_mode': 'IMMEDIATE'}}",
-            id="dcs.W001",
+            f"{one.receiver} is connected twice to {_name_of(one)}, for sender {one.sender} and for {other.sender}"
+            f"{_uids(one, other)}, so it is sent some events twice.",
+            hint="Connect it once; or let when=, created=, changed=, action= or exclude= tell both connections apart.",
+            id="dcs.W003",
         )
-        for alias in keeping()
-        if not saving.locks_at_once(connections[alias])
+        for one, other in combinations(connected(), 2)
+        if _are_same(one, other)
     ]
 
 
-def _is_durable_used() -> bool:
-    given = {connection.options.guarantee for connection in receivers.connections()}
-    return "durable" in given or conf.default_guarantee() == "durable"
+def _are_same(one: Connected, other: Connected) -> bool:
+    """Tell whether two connections of a receiver certainly send the same; reminders at two times are meant."""
+    return (
+        (one.signal, one.receiver) == (other.signal, other.receiver)
+        and (one.sender == other.sender or ANY in (one.sender, other.sender))
+        and all(getattr(one.options, name) == getattr(other.options, name) for name in _TIMES)
+        and not (_filters(one.options) and _filters(other.options) and _filters(one.options) != _filters(other.options))
+    )
+
+
+def _filters(options: SendingOptions) -> dict[str, Any]:
+    return {name: value for name in _FILTERS if (value := getattr(options, name)) is not None}
+
+
+def _uids(one: Connected, other: Connected) -> str:
+    uids = [repr(uid) for uid in (one.uid, other.uid) if uid is not None]
+    return f" (dispatch_uid {', '.join(uids)})" if uids else ""
+
+
+def _name_of(one: Connected) -> str:
+    return names.short_name(one.signal_name) or "a signal"
+
+
+def check_acks_late(**_: Any) -> list[CheckMessage]:
+    """Warn of durable receivers whose messages stay with the broker while they run."""
+    late = {
+        one.receiver: [word for word in ("acks_late", "reject_on_worker_lost") if getattr(one.task, word)]
+        for one in connected()
+        if one.task is not None and one.guarantee == "durable"
+    }
+    return [
+        Warning(
+            f"{name} is durable and has {' and '.join(f'{word}=True' for word in words)}. Its row brings it back when "
+            "a worker dies; the message that stays with the broker meanwhile only adds redeliveries, RabbitMQ's "
+            "consumer timeout and Redis' visibility timeout.",
+            hint=f"Say {', '.join(f'{word}=False' for word in words)} at the task, which overrides CELERY_TASK_"
+            f"{words[0].upper()}, too.",
+            id="dcs.W006",
+        )
+        for name, words in late.items()
+        if words
+    ]
+
+
+def check_visibility(**_: Any) -> list[CheckMessage]:
+    """Warn of receivers that wait in a worker for longer than Redis or SQS let a message be away."""
+    return [
+        Warning(
+            f"{one.receiver} waits in a worker for {waits:g} seconds ({word}), longer than the broker's visibility "
+            f"timeout, {limit:g} seconds: the broker hands its message to another worker again and again, and it runs "
+            "several times.",
+            hint="Connect it with guarantee='durable', which publishes when it is due; or raise "
+            f"CELERY_BROKER_TRANSPORT_OPTIONS = {{'visibility_timeout': {int(waits * 2)}}}.",
+            id="dcs.W008",
+        )
+        for one in connected()
+        if one.task is not None and one.guarantee != "durable" and (limit := _visibility_timeout(one)) is not None
+        for word, waits in _waits(one)
+        if waits >= limit
+    ]
+
+
+def _visibility_timeout(one: Connected) -> float | None:
+    """Return the seconds after which the broker gives a message to another worker; None: it waits for ever."""
+    connection = one.app.connection_for_read()
+    usual = _VISIBILITY.get(str(connection.transport_cls))
+    return None if usual is None else float((connection.transport_options or {}).get("visibility_timeout", usual))
+
+
+def _waits(one: Connected) -> Iterator[tuple[str, float]]:
+    """Yield how long its messages may wait in a worker, and what says so."""
+    if one.options.countdown is not None:
+        yield "countdown=", float(one.options.countdown)
+    if getattr(one.task, "autoretry_for", None):
+        word = "retry_backoff_max" if getattr(one.task, "retry_backoff", None) else "default_retry_delay"
+        yield f"{word}=", float(getattr(one.task, word, None) or 600)
+
+
+CHECKS = [
+    *(check_registered, check_callable, check_asynchronous, check_options),
+    *(check_turns, check_duplicates, check_acks_late, check_visibility),
+]
