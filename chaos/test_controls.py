@@ -27,7 +27,12 @@ SHORT: dict[str, Any] = {
 
 #: What is taken out; what is done then; the column that shows it, and those that may show it as well.
 CONTROLS: list[tuple[str, dict[str, Any], str, tuple[str, ...]]] = [
-    ("no fence", {"faults": ("stopped in the body",)}, "duplicate_effects", ("needless_runs", "overlaps")),
+    (  # what goes on after its delivery was run by another may also come after the next of its key
+        "no fence",
+        {"faults": ("stopped in the body",)},
+        "duplicate_effects",
+        ("needless_runs", "overlaps", "order_inversions"),
+    ),
     (
         "no renewal",
         {"lease": 1, "long": 0.1, "faults": ("nothing",)},
