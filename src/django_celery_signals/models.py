@@ -1,4 +1,4 @@
-"""The tables: one row for each event and receiver, and one for each queue that is being probed."""
+"""The tables: a row for each event and receiver, for each queue that is being probed, for each paused receiver."""
 
 from __future__ import annotations
 
@@ -58,6 +58,17 @@ class Delivery(models.Model):
 
     def __str__(self) -> str:
         return f"{self.summary} -> {self.receiver} ({State(self.state).label})"
+
+
+class Pause(models.Model):
+    """A receiver whose deliveries wait, until somebody lets it go on; no worker opens one meanwhile."""
+
+    receiver = models.CharField(max_length=255, primary_key=True)  # name of the task, as the deliveries have it
+    since = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True)  # since when the relay brings back what was paused; null: it lasts
+
+    def __str__(self) -> str:
+        return self.receiver
 
 
 class QueueProbe(models.Model):

@@ -17,6 +17,7 @@ from django.db import connections
 from django.db.models import F, Func, IntegerField, Q
 
 from .clock import In, byte_length, from_now
+from .pauses import PARKED
 from .rows import STEP, State, new_token, options_of
 from .texts import LARGE, texts_for
 from .working import WorkQuerySet
@@ -112,6 +113,15 @@ class DeliveryQuerySet(WorkQuerySet):
         """Give claimed deliveries back, to be published in so many seconds."""
         counts: dict[str, Any] = {"reruns": F("reruns") + 1} if counted else {}
         return self.claimed(claim, ids).update(due_at=In(seconds), claim=None, sent_at=None, **counts)
+
+    def park_claimed(self, claim: int, ids: Iterable[int]) -> int:
+        """Lay aside what was claimed for receivers that are paused."""
+        return self.claimed(claim, ids).update(**PARKED)
+
+    def unpark(self, receiver: str, limit: int) -> int:
+        """Have deliveries of a receiver published that were paused, those first that have waited longest."""
+        with self.due(State.PAUSED).filter(receiver=receiver).held(limit) as ids:
+            return self.filter(pk__in=ids, state=State.PAUSED).update(state=State.READY, due_at=In(0))
 
     def put_back(self, pk: int, token: int) -> int:
         """Leave to the relay what its sender could not publish."""

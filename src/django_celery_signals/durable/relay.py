@@ -173,7 +173,7 @@ class Relay:
             How many deliveries the broker has.
         """
         meanwhile = Renewal(alias, claimed)
-        rows = deliveries(alias).admit(claimed.claim, claimed.rows, meanwhile)
+        rows = self._unpaused(alias, claimed.claim, deliveries(alias).admit(claimed.claim, claimed.rows, meanwhile))
         tasks = self.app.tasks  # which takes as long to look up as to look into
         known = [row for row in rows if row.receiver in tasks]
         packs = packed(self.app, known, alias)
@@ -190,6 +190,14 @@ class Relay:
         else:
             self._broker.over()
         return len(taken)
+
+    def _unpaused(self, alias: str, claim: int, rows: Sequence[Any]) -> Sequence[Any]:
+        """Lay aside those of paused receivers; they have their turns by now, so that others of their keys wait."""
+        paused = self._upkeep[alias].paused
+        if not paused:
+            return rows
+        deliveries(alias).park_claimed(claim, [row.pk for row in rows if row.receiver in paused])
+        return [row for row in rows if row.receiver not in paused]
 
     def _by_queue(self, rows: Iterable[Any]) -> dict[str, list[int]]:
         found: defaultdict[str, list[int]] = defaultdict(list)

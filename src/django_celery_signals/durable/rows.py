@@ -28,6 +28,7 @@ class State(models.IntegerChoices):
     RUNNING = 3, "running"  # a worker has opened it, and renews due_at
     FAILED = 4, "failed"  # given up, kept for people to look at
     DONE = 5, "done"  # succeeded, kept for as long as the receiver's retain= says
+    PAUSED = 6, "paused"  # could run, but its receiver is paused; the relay has it back when that is over
 
 
 def options_of(text: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ..wire import parse
 from .clock import In
 from .deliveries import CRASH_BUDGET, deliveries
 from .failing import give_up
+from .pauses import SETTLED, pauses
 from .probe import Probes
 from .rows import State
 
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 BATCH = 1000  # rows of one statement
 LANES = 900  # that one statement walks through
-EXPIRE_EVERY, PROBE_EVERY, STRAYS_EVERY, PURGE_EVERY = 1.0, 2.0, 5.0, 10.0  # seconds
+EXPIRE_EVERY, PAUSES_EVERY, PROBE_EVERY, STRAYS_EVERY, PURGE_EVERY = 1.0, 1.0, 2.0, 5.0, 10.0  # seconds
 LOOK = 0.5  # seconds that one look for strays lasts
 LONG_LOCK = 0.1  # seconds for which SQLite's lock may be waited for without a thought
 UNKNOWN_WAIT, UNKNOWN_TRIES = 60.0, 60  # seconds, times: an hour, for a deploy may be under way
@@ -43,7 +44,9 @@ class Upkeep:
             self._probes.work: PROBE_EVERY,
             self.lead_strays: STRAYS_EVERY,
             self.purge: PURGE_EVERY,
+            self.look_at_pauses: PAUSES_EVERY,
         }
+        self.paused: frozenset[str] = frozenset()  # receivers, as of a moment ago
         self._lane = ""  # the last one that was looked at
         self._next = dict.fromkeys(self._every, 0.0)
         self.be_careful()
@@ -136,6 +139,18 @@ class Upkeep:
                 rows.pass_turn(lane)
             if not self._lane or time.monotonic() > until:
                 return False
+
+    def look_at_pauses(self) -> bool:
+        """Learn which receivers are paused, and bring back in small steps what waits for one that is no more."""
+        known = list(pauses(self.using).values_list("receiver", "ended_at"))
+        self.paused = frozenset(receiver for receiver, ended_at in known if ended_at is None)
+        more = False
+        for receiver in [receiver for receiver, ended_at in known if ended_at is not None]:
+            count = deliveries(self.using).unpark(receiver, BATCH)
+            more = more or count == BATCH
+            if not count:
+                pauses(self.using).filter(receiver=receiver, ended_at__lt=In(-SETTLED)).delete()
+        return more
 
     def purge(self) -> bool:
         """Delete and erase in small steps."""

@@ -10,9 +10,10 @@ from operator import attrgetter
 from typing import Any, Self
 
 from django.db import Error, connections
-from django.db.models import F
+from django.db.models import Exists, F
 
 from .clock import In, from_now
+from .pauses import PARKED, pauses
 from .reference import Chunk, Reference
 from .rows import State, new_token, options_of
 from .texts import among, texts_for
@@ -64,6 +65,8 @@ class WorkQuerySet(TurnQuerySet):
             rows = self._opened([reference.id], [reference.token + 1], reading)
         else:
             rows = []
+        if not rows:
+            self.park([reference.id], [reference.token], reference.receiver)
         return rows[0] if rows else None
 
     def open_together(self, chunk: Chunk, seconds: float) -> list[Any]:
@@ -79,7 +82,14 @@ class WorkQuerySet(TurnQuerySet):
             rows = self._opened(ids, [token + 1 for token in tokens], texts.read_all, claim)
         else:
             rows = []
+        if len(rows) < len(ids):
+            self.park(ids, tokens, chunk.receiver)
         return sorted(rows, key=attrgetter("pk"))
+
+    def park(self, ids: Sequence[int], tokens: Sequence[int], receiver: str) -> int:
+        """Lay aside what could not be opened because its receiver is paused; nobody guesses a token."""
+        mine = self.filter(pk__in=ids, token__in=tokens, receiver=receiver, state__in=(State.READY, State.SENT))
+        return mine.filter(Exists(pauses(self.db).filter(receiver=receiver, ended_at=None))).update(**PARKED)
 
     def _returned(self, sql: str, params: Sequence[Any]) -> list[Any]:
         """Return what a statement returns: to make an instance of it takes longer than the rest."""

@@ -1,38 +1,158 @@
-"""``status``: how deliveries stand."""
+"""``status``: how deliveries stand, for people and for monitors."""
 
 from __future__ import annotations
 
-from django.core.management.base import OutputWrapper
+import time
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from django.core.management.base import CommandError, OutputWrapper
+from django.db import connections
 from django.db.models import Count
 
-from ..durable.deliveries import deliveries
+from ..broker import connection_for, is_fallback, project_app
+from ..durable.clock import In, instant
+from ..durable.deliveries import DeliveryQuerySet, deliveries
+from ..durable.pauses import paused
+from ..durable.probe import probes, queues
 from ..durable.rows import State
 from ..durable.texts import LARGE
 from .choosing import add_database, aliases
 from .words import Options, Word
 
+MAX_LAG = 60.0  # seconds
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--check", action="store_true", help="end with 1 when something is wrong, for monitors")
+    parser.add_argument(
+        "--max-lag", type=_seconds, default=MAX_LAG, metavar="SECONDS", help="how old what is due may be (60)"
+    )
+    parser.add_argument("--max-failed", type=int, metavar="N", help="how many may have failed (any number)")
+    parser.add_argument("--no-broker", action="store_true", help="do not ask the broker whether it is there")
+    add_database(parser)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise ArgumentTypeError(f"{text!r} must be a number of seconds above zero")
+    return seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How the deliveries of one database stand."""
+
+    alias: str
+    counts: dict[int, int]
+    waiting: int  # of those that are ready, for their key's turn
+    lag: float  # seconds since the oldest that could run was due; 0: none is late
+
+
+def standing(alias: str) -> Standing:
+    """Look at a database; this counts its rows."""
+    rows = deliveries(alias)
+    counts = dict(rows.order_by().values_list("state").annotate(Count("pk")))
+    return Standing(alias=alias, counts=counts, waiting=rows.waiting().count(), lag=lag(alias))
+
+
+def lag(alias: str) -> float:
+    """Return the seconds since the oldest delivery that could run was due, by the database's clock.
+
+    That is one that the relay should have published, or one whose message should have been opened by a worker.
+    """
+    rows = deliveries(alias)
+    found = [rows.due(State.READY).values_list("due_at", In(0)).first()]
+    for queue in ("", *queues(alias)):  # one by one, for which there is an index
+        sent = rows.filter(state=State.SENT, queue=queue, sent_at__isnull=False).order_by("sent_at")
+        found.append(sent.values_list("sent_at", In(0)).first())
+    return max([0.0, *(_age(alias, *moments) for moments in found if moments is not None)])
+
+
+def _age(alias: str, moment: datetime, now: datetime) -> float:
+    return (instant(now, connections[alias]) - instant(moment, connections[alias])).total_seconds()
+
 
 def _status(options: Options, out: OutputWrapper) -> None:
-    """Count what there is, and show one line for each blocked key: what failed, and how many wait behind it."""
+    """Say how it stands; with --check, raise what is wrong."""
+    wrong: list[str] = []
     for alias in aliases(options):
-        rows = deliveries(alias)
-        counts = dict(rows.order_by().values_list("state").annotate(Count("pk")))
-        words = ", ".join(f"{counts.get(state.value, 0)} {state.label}" for state in State)
-        out.write(f"{alias}: {words}, {rows.waiting().count()} of the ready ones wait for their key's turn")
-        blocked = rows.blocked().order_by("finished_at", "pk").defer(*LARGE)
-        for row in blocked.iterator(chunk_size=500):
-            out.write(
-                f"{alias}:{row.pk}  blocked since {row.finished_at:%Y-%m-%d %H:%M:%S}  {row.receiver}  "
-                f"key={row.known_key}  behind={row.behind or 0}  {row.summary}  {row.fingerprint}"
-            )
+        found = standing(alias)
+        words = ", ".join(f"{found.counts.get(state.value, 0)} {state.label}" for state in State)
+        out.write(f"{alias}: {words}, {found.waiting} of the ready ones wait for their key's turn")
+        out.write(f"{alias}: the oldest that is due has waited {found.lag:.0f} s")
+        for line in (*_paused(alias), *_probed(alias), *_blocked(deliveries(alias))):
+            out.write(f"{alias}:{line}")
+        wrong += _wrong(found, options)
+    if not options["no_broker"]:
+        is_there, words = _broker()
+        out.write(f"broker: {words}")
+        wrong += [] if is_there else [f"the broker is away: {words}"]
+    if options["check"] and wrong:
+        raise CommandError("; ".join(wrong))
+
+
+def _wrong(found: Standing, options: Options) -> Iterator[str]:
+    if found.lag > options["max_lag"]:
+        yield f"{found.alias}: the oldest that is due has waited {found.lag:.0f} s, more than {options['max_lag']:g}"
+    failed = found.counts.get(State.FAILED, 0)
+    if options["max_failed"] is not None and failed > options["max_failed"]:
+        yield f"{found.alias}: {failed} have failed, more than {options['max_failed']}"
+
+
+def _paused(alias: str) -> Iterator[str]:
+    for receiver, since in paused(alias).items():
+        yield f" paused since {since:%Y-%m-%d %H:%M:%S}  {receiver}"
+
+
+def _probed(alias: str) -> Iterator[str]:
+    """Yield what is known of queues: a probe that does not come back says that nobody takes what is there."""
+    for probe in probes(alias).filter(probed_at__isnull=False).annotate(now=In(0)).order_by("queue"):
+        sent = f"sent {_age(alias, probe.probed_at, probe.now):.0f} s ago"
+        seen = f"last seen {_age(alias, probe.seen_at, probe.now):.0f} s ago" if probe.seen_at else "never seen"
+        yield f" probe of queue {probe.queue}  {sent}, {seen}"
+
+
+def _blocked(rows: DeliveryQuerySet) -> Iterator[str]:
+    """Yield the keys that a failed delivery blocks: what failed, and how many wait behind it."""
+    blocked = rows.blocked().order_by("finished_at", "pk").defer(*LARGE)
+    for row in blocked.iterator(chunk_size=500):
+        yield (
+            f"{row.pk}  blocked since {row.finished_at:%Y-%m-%d %H:%M:%S}  {row.receiver}  "
+            f"key={row.known_key}  behind={row.behind or 0}  {row.summary}  {row.fingerprint}"
+        )
+
+
+def _broker() -> tuple[bool, str]:
+    """Return whether the broker answers, and how soon, or why not."""
+    app = project_app()
+    if is_fallback(app):
+        return False, "there is no Celery app of the project in this process"
+    began = time.monotonic()
+    try:
+        with connection_for(app) as connection:
+            connection.ensure_connection(max_retries=1)
+    except Exception as error:  # of any transport
+        return False, f"away, {type(error).__name__}: {error}"
+    return True, f"answers after {(time.monotonic() - began) * 1000:.0f} ms"
 
 
 WORDS = [
     Word(
         name="status",
-        help="count the deliveries, and show the keys that a failed one blocks",
-        teaches="Count the deliveries of each database by their states, and show the keys that a failed one blocks.",
-        add_arguments=add_database,
+        help="say how deliveries stand; with --check, for a monitor",
+        teaches="Say how deliveries stand, database by database: how many there are in each state, how long the oldest "
+        "has waited that is due (the number to watch: it grows when no relay or no worker runs), which receivers are "
+        "paused, when the probes of queues came back, which keys a failed delivery blocks; and whether the broker "
+        "answers. With --check it ends with 1 when --max-lag or --max-failed is exceeded or the broker is away, and "
+        "says so: manage.py signals status --check --max-lag 60",
+        add_arguments=_add_arguments,
         run=_status,
     )
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterator
 from io import StringIO
@@ -14,10 +15,15 @@ from django.core.management.base import CommandError
 from django.db.models.signals import post_save
 from django.dispatch import Signal
 
+from django_celery_signals import connect, disconnect
 from django_celery_signals.durable import relay
 from django_celery_signals.durable.deliveries import State, deliveries
+from django_celery_signals.durable.pauses import pause, paused
+from django_celery_signals.durable.probe import probes
 from django_celery_signals.durable.relay import Relay
-from django_celery_signals.operating import choosing, listing
+from django_celery_signals.operating import choosing, listing, pausing, purging, standing
+from django_celery_signals.operating.purging import DAY
+from django_celery_signals.operating.standing import lag
 from tests.brokers import Broker
 from tests.delivering import moment, place, states
 from tests.drain import take
@@ -112,20 +118,217 @@ def test_status(some: dict[str, str]) -> None:
 
     waits = "wait for their key's turn"
     when = f"{deliveries('default').get(pk=first).finished_at:%Y-%m-%d %H:%M:%S}"
-    assert f"default: 3 ready, 0 sent, 0 running, 6 failed, 0 done, 3 of the ready ones {waits}" == lines[0]
+    assert f"default: 3 ready, 0 sent, 0 running, 6 failed, 0 done, 0 paused, 3 of the ready ones {waits}" == lines[0]
+    assert "default: the oldest that is due has waited 0 s" == lines[1]
     cause = "bell  shop.Boom in shop.views.buy"
-    assert f"default:{first}  blocked since {when}  shop.note  key=shop.Order:5  behind=2  {cause}" == lines[1]
-    assert lines[2].startswith(f"default:{last}  blocked since ")
-    assert lines[2].endswith(f"  shop.note  key=shop.Order:7  behind=0  {cause}")
-    assert f"other: 1 ready, 2 sent, 3 running, 5 failed, 5 done, 0 of the ready ones {waits}" == lines[3]
-    assert 4 == len(lines)
+    assert f"default:{first}  blocked since {when}  shop.note  key=shop.Order:5  behind=2  {cause}" == lines[2]
+    assert lines[3].startswith(f"default:{last}  blocked since ")
+    assert lines[3].endswith(f"  shop.note  key=shop.Order:7  behind=0  {cause}")
+    assert f"other: 1 ready, 2 sent, 3 running, 5 failed, 5 done, 6 paused, 0 of the ready ones {waits}" == lines[4]
+    assert lines[5].startswith("other: the oldest that is due has waited ")
+    assert lines[6].startswith("broker: answers after ")
+    assert 7 == len(lines)
 
 
 def test_status_of_one_database(some: dict[str, str]) -> None:
     """--database chooses databases."""
-    (line,) = say("status", "--database=other").splitlines()
+    lines = say("status", "--database=other", "--no-broker").splitlines()
 
-    assert line.startswith("other: 0 ready, 0 sent, 0 running, 1 failed, 0 done, 0 of")
+    assert lines[0].startswith("other: 0 ready, 0 sent, 0 running, 1 failed, 0 done, 0 paused, 0 of")
+    assert 2 == len(lines)
+
+
+def test_status_of_pauses_and_probes() -> None:
+    """Paused receivers, and what is known of queues, have lines of their own."""
+    pause("shop.note", "default")
+    probes("default").create(queue="mail", token=1, probed_at=moment(-9), seen_at=moment(-30))
+    probes("default").create(queue="new", token=1, probed_at=moment(-9))
+    probes("default").create(queue="unused", token=1)
+
+    lines = say("status", "--database=default", "--no-broker").splitlines()[2:]
+
+    assert re.fullmatch(r"default: paused since \S+ \S+  shop.note", lines[0])
+    assert re.fullmatch(r"default: probe of queue mail  sent \d+ s ago, last seen 3\d s ago", lines[1])
+    assert re.fullmatch(r"default: probe of queue new  sent \d+ s ago, never seen", lines[2])
+    assert 3 == len(lines)
+
+
+def late(**columns: Any) -> dict[str, Any]:
+    """Describe a delivery, its moments in seconds from now."""
+    return {"sent_at": None, "state": State.READY, **columns}
+
+
+@pytest.mark.parametrize(
+    ("columns", "seconds"),
+    [
+        (late(due_at=-100), 100),
+        (late(state=State.SENT, due_at=None, sent_at=-70, queue="mail"), 70),
+        (late(state=State.SENT, due_at=None, sent_at=-80, queue=""), 80),
+        (late(due_at=100), 0),
+        (late(state=State.PAUSED, due_at=-100), 0),
+        (late(state=State.FAILED, due_at=-100), 0),
+    ],
+)
+@pytest.mark.parametrize("using", ["default", "postgres", "mariadb"])
+@pytest.mark.django_db(databases=["default", "other", "postgres", "mariadb"])
+def test_lag(columns: dict[str, Any], seconds: int, using: str) -> None:
+    """How late it is, is the age of the oldest that the relay should have published or a worker opened."""
+    moments = {name: moment(value) for name in ("due_at", "sent_at") if (value := columns[name]) is not None}
+    place(using, "shop.note", **{**columns, **moments})
+    place(using, "shop.note", due_at=moment(50))
+
+    assert seconds == pytest.approx(lag(using), abs=5)
+
+
+def test_status_for_a_monitor() -> None:
+    """--check ends with an error that says what is wrong, after what status always says; without it nothing is."""
+    place("default", "shop.note", due_at=moment(-100))
+    failed("other")
+    say("status")
+    say("status", "--check", "--max-lag=200", "--max-failed=1")
+
+    with pytest.raises(CommandError, match=r"^default: the oldest that is due has waited \d+ s, more than 60$"):
+        say("status", "--check")
+    with pytest.raises(CommandError, match=r"more than 9.5; other: 1 have failed, more than 0$"):
+        say("status", "--check", "--max-lag=9.5", "--max-failed=0")
+
+
+def test_status_without_a_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that does not answer is wrong, and so is a process without the project's app."""
+
+    def refuse(app: Celery) -> Any:
+        raise OSError("refused")
+
+    monkeypatch.setattr(standing, "connection_for", refuse)
+    assert "broker: away, OSError: refused\n" in say("status")
+    with pytest.raises(CommandError, match=r"^the broker is away: away, OSError: refused$"):
+        say("status", "--check")
+    say("status", "--check", "--no-broker")
+
+    monkeypatch.setattr(standing, "is_fallback", lambda app: True)
+    assert "broker: there is no Celery app of the project" in say("status")
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "soon", "nan"])
+def test_lag_that_cannot_be(text: str) -> None:
+    """A lag is a number above zero."""
+    with pytest.raises(CommandError, match="must be a number of seconds above zero"):
+        say("status", f"--max-lag={text}")
+
+
+# pause, resume -------------------------------------------------------------------------------------------------------
+
+
+def test_pause_and_resume(receiving: Receiving) -> None:
+    """A receiver is paused in every database, or in those that were chosen, and goes on again."""
+    name = receiving(bell, guarantee="durable").name
+
+    assert f"default: {name} would be paused\nother: {name} would be paused\n" == say("pause", name, "--dry-run")
+    assert ({}, {}) == (paused("default"), paused("other"))
+    assert f"other: {name} is paused\n" == say("pause", name, "--database=other")
+    assert f"default: {name} is paused\nother: {name} is paused already\n" == say("pause", name)
+    place("other", name, 2, state=State.PAUSED)
+
+    would = [
+        f"{alias}: {name} would go on; {n} deliveries were paused\n" for alias, n in (("default", 0), ("other", 2))
+    ]
+    assert "".join(would) == say("resume", name, "--dry-run")
+    assert [name] == list(paused("other"))
+    assert "".join(would).replace("would go on", "goes on") == say("resume", "--all")
+    assert ({}, {}) == (paused("default"), paused("other"))
+    assert "" == say("resume", "--all")
+
+
+def test_pause_of_former_names(receiving: Receiving) -> None:
+    """Deliveries that the receiver still takes under another name wait as well."""
+    name = receiving(bell, guarantee="durable", former_names=["shop.before"]).name
+
+    say("pause", name, "--database=default")
+
+    assert {name, "shop.before"} == set(paused("default"))
+    say("resume", "shop.before", "--database=default")
+    assert {name} == set(paused("default"))
+
+
+def test_pause_of_one_without_rows(receiving: Receiving) -> None:
+    """What has no rows cannot wait, which is said."""
+    task = receiving(bell, guarantee="durable")
+    connect(bell, task, guarantee="on_commit", dispatch_uid="at once")
+
+    said = say("pause", task.name)
+
+    assert f"{task.name} also receives with guarantee='on_commit', without rows: that goes on." in said
+    disconnect(bell, task, dispatch_uid="at once")
+
+
+def test_many_that_were_paused(receiving: Receiving, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of very many it is not counted how many."""
+    monkeypatch.setattr(pausing, "MOST_COUNTED", 2)
+    name = receiving(bell, guarantee="durable").name
+    place("default", name, 3, state=State.PAUSED)
+    say("pause", name)
+
+    assert "more than 2 deliveries" in say("resume", name)
+
+
+def test_pause_of_nobody(receiving: Receiving) -> None:
+    """A name that is none is refused, with one that is close, or all there are; so is to name none."""
+    name = receiving(bell, guarantee="durable").name
+
+    with pytest.raises(CommandError, match=f"no such receiver: {name}s. Did you mean {name}"):
+        say("pause", f"{name}s")
+    with pytest.raises(CommandError, match=r"no such receiver: 5\. There are: .*tests\.receiving"):
+        say("pause", "5")
+    with pytest.raises(CommandError, match="There are: none"):
+        say("resume", name)
+    with pytest.raises(CommandError, match="or give --all"):
+        say("resume")
+
+
+# purge ---------------------------------------------------------------------------------------------------------------
+
+
+def test_purge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ended long ago is deleted, in steps; of failed ones only if that is said."""
+    monkeypatch.setattr(purging, "STEP", 2)
+    place("default", "shop.note", 5, state=State.DONE, finished_at=moment(-3 * DAY))
+    place("default", "shop.greet", state=State.DONE, finished_at=moment(-3 * DAY))
+    place("default", "shop.note", state=State.DONE, finished_at=moment(-DAY))
+    failed(finished_at=moment(-3 * DAY), lane="a", slot="a")
+    place("default", "shop.note", lane="a", due_at=None)
+    old = ["purge", "--older-than=2"]
+
+    assert "default: 6 done would be deleted\nother: 0 done would be deleted\n" == say(*old, "--dry-run")
+    assert "default: 1 done deleted\n" == say(*old, "--receiver=shop.greet", "--database=default")
+    assert "default: 5 done deleted\n" == say(*old, "--database=default")
+    assert {"done": 1, "failed": 1, "ready": 1} == states("default")
+    assert "default: 1 failed deleted\n" == say(*old, "--state=failed", "--database=default")
+    assert {"done": 1, "ready": 1} == states("default")
+
+
+def test_purge_in_a_terminal() -> None:
+    """In a terminal it says how far it is."""
+    place("default", "shop.note", state=State.DONE, finished_at=moment(-3 * DAY))
+    out = Terminal()
+
+    call_command("signals", "purge", "--older-than=1", "--database=default", stdout=out)
+
+    assert "\rdefault: 1 done deleted\rdefault: 1 done deleted\n" == out.getvalue()
+
+
+class Terminal(StringIO):
+    """What a person looks at."""
+
+    def isatty(self) -> bool:
+        """Say so."""
+        return True
+
+
+@pytest.mark.parametrize("text", ["-1", "old", "nan", "1e9"])
+def test_days_that_cannot_be(text: str) -> None:
+    """Days are a number."""
+    with pytest.raises(CommandError, match="must be a number of days"):
+        say("purge", f"--older-than={text}")
 
 
 # relay ---------------------------------------------------------------------------------------------------------------

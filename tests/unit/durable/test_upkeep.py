@@ -84,7 +84,7 @@ def test_each_has_its_time(celery_app: Celery, clock: Clock) -> None:
     def act(name: str) -> Callable[[], bool]:
         return lambda: done.append(name) or next(more, False) if name == "expire" else done.append(name)
 
-    names = zip(("expire", "probe", "strays", "purge"), upkeep._every.values(), strict=True)
+    names = zip(("expire", "probe", "strays", "purge", "pauses"), upkeep._every.values(), strict=True)
     upkeep._every = {act(name): seconds for name, seconds in names}
     upkeep._next = dict.fromkeys(upkeep._every, 0.0)
     seen = []
@@ -94,8 +94,10 @@ def test_each_has_its_time(celery_app: Celery, clock: Clock) -> None:
         seen.append(" ".join(done))
         done.clear()
 
-    everything = "expire probe strays purge"
-    assert [everything, "expire", "", "expire", "expire probe", "expire probe strays", everything] == seen
+    everything, soon = "expire probe strays purge pauses", "expire pauses"
+    assert [
+        *(everything, "expire", "", soon, "expire probe pauses", "expire probe strays pauses", everything),
+    ] == seen
 
 
 @override_settings(DJANGO_CELERY_SIGNALS={"LEASE": 30})

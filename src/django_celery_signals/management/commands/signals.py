@@ -7,9 +7,9 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from ...operating import failed, listing, running, standing
+from ...operating import failed, listing, pausing, purging, running, standing
 
-WORDS = [*listing.WORDS, *standing.WORDS, *running.WORDS, *failed.WORDS]
+WORDS = [*listing.WORDS, *standing.WORDS, *running.WORDS, *failed.WORDS, *pausing.WORDS, *purging.WORDS]
 
 
 class Command(BaseCommand):

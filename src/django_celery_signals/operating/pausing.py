@@ -1,0 +1,104 @@
+"""``pause`` and ``resume``: let a receiver's deliveries wait, and go on, without a deploy."""
+
+from __future__ import annotations
+
+import difflib
+from argparse import ArgumentParser
+from collections.abc import Iterable
+
+from django.core.management.base import CommandError, OutputWrapper
+
+from ..connected import connected
+from ..durable.deliveries import deliveries
+from ..durable.pauses import pause, paused, resume
+from ..durable.rows import State
+from .choosing import add_database, aliases
+from .words import Options, Word
+
+MOST_COUNTED = 10_000  # deliveries
+
+
+def _add_pause(parser: ArgumentParser) -> None:
+    parser.add_argument("receiver", nargs="+", help="name of the task, as signals list shows it")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be paused")
+    add_database(parser)
+
+
+def _add_resume(parser: ArgumentParser) -> None:
+    parser.add_argument("receiver", nargs="*", help="name of the task, as signals status shows it")
+    parser.add_argument("--all", action="store_true", help="all that are paused")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would go on")
+    add_database(parser)
+
+
+def _pause(options: Options, out: OutputWrapper) -> None:
+    """Pause receivers, also under the names that they had before, whose deliveries they still take."""
+    names = _known(options["receiver"], {one.receiver for one in connected()})
+    mine = [one for one in connected() if one.receiver in names]
+    former = {name for one in mine for name in getattr(one.task, "former_names", ())}
+    for alias in aliases(options):
+        for name in (*names, *sorted(former - set(names))):
+            if name in paused(alias) or not (options["dry_run"] or pause(name, alias)):
+                out.write(f"{alias}: {name} is paused already")
+            else:
+                out.write(f"{alias}: {name} {'would be' if options['dry_run'] else 'is'} paused")
+    for name, guarantee in sorted({(one.receiver, one.guarantee) for one in mine if one.guarantee != "durable"}):
+        out.write(f"{name} also receives with guarantee={guarantee!r}, without rows: that goes on.")
+
+
+def _resume(options: Options, out: OutputWrapper) -> None:
+    """Let receivers go on."""
+    if not options["receiver"] and not options["all"]:
+        raise CommandError("Name the receivers that are to go on, or give --all. manage.py signals status shows them.")
+    there = {alias: paused(alias) for alias in aliases(options)}
+    names = _known(options["receiver"], {name for names in there.values() for name in names})
+    for alias, receivers in there.items():
+        for name in receivers:
+            if options["all"] or name in names:
+                count = _waiting(alias, name)
+                done = "would go on" if options["dry_run"] or not resume(name, alias) else "goes on"
+                out.write(f"{alias}: {name} {done}; {count} deliveries were paused")
+
+
+def _waiting(alias: str, receiver: str) -> str:
+    """Return how many are paused, up to a bound: there may be very many."""
+    rows = deliveries(alias).filter(state=State.PAUSED, receiver=receiver).order_by()
+    count = rows[: MOST_COUNTED + 1].count()
+    return f"{count:,}" if count <= MOST_COUNTED else f"more than {MOST_COUNTED:,}"
+
+
+def _known(names: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Return names of receivers.
+
+    Raises:
+        CommandError: for one that there is not.
+    """
+    found, known = list(names), sorted(known)
+    for name in found:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            remedy = f"Did you mean {close[0]}?" if close else f"There are: {', '.join(known) or 'none'}."
+            raise CommandError(f"There is no such receiver: {name}. {remedy}")
+    return found
+
+
+WORDS = [
+    Word(
+        name="pause",
+        help="let a receiver's deliveries wait",
+        teaches="Let the durable deliveries of receivers wait, without a deploy: while the service they call is away, "
+        "or a mistake is being mended. Senders write them as ever, what runs already ends, and nothing new begins, in "
+        "any worker, as soon as this command has ended. Of an ordered receiver each key keeps its order. Example: "
+        "manage.py signals pause shop.receivers.notify",
+        add_arguments=_add_pause,
+        run=_pause,
+    ),
+    Word(
+        name="resume",
+        help="let a paused receiver go on",
+        teaches="Let paused receivers go on. The relay publishes what was paused within seconds, what has waited "
+        "longest first. Example: manage.py signals resume --all",
+        add_arguments=_add_resume,
+        run=_resume,
+    ),
+]
