@@ -7,6 +7,7 @@ import re
 import sys
 import unittest
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -21,10 +22,22 @@ from django.core.management import call_command
 from django.db import connection, transaction
 from django.db.migrations.state import ProjectState
 from django.db.models.signals import post_delete, post_save
+from django.dispatch import Signal
 from django.test.utils import CaptureQueriesContext
 
 import django_celery_signals
-from django_celery_signals import Relay, bridge, conf, connections, deliveries, disconnect, exceptions, options, signals
+from django_celery_signals import (
+    Relay,
+    bridge,
+    conf,
+    connections,
+    context,
+    deliveries,
+    disconnect,
+    exceptions,
+    options,
+    signals,
+)
 from django_celery_signals.durable.clock import In
 from django_celery_signals.durable.deliveries import State
 from django_celery_signals.event import Event
@@ -34,7 +47,7 @@ from tests.drain import Published, drain, run, take
 from tests.lanes import Stage, step
 from tests.receiving import Receiving
 from tests.shop import models
-from tests.shop.models import Customer, Order, Tag
+from tests.shop.models import Customer, Order, Tag, User
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "django_celery_signals"
@@ -43,6 +56,7 @@ TROUBLES = (ROOT / "docs" / "troubleshooting.md").read_text()
 RECIPES = (ROOT / "docs" / "recipes.md").read_text()
 README = (ROOT / "README.md").read_text()
 TESTING = (ROOT / "docs" / "testing.md").read_text()
+CONTEXT = (ROOT / "docs" / "context.md").read_text()
 
 
 # What Python, Django, Celery and the databases say; docs/troubleshooting.md has the remedies.
@@ -522,6 +536,66 @@ def test_codec_block(page: Any) -> None:
     assert code["Money"](1, "EUR").currency == "EUR"
 
 
+class Bound:
+    """What structlog has of context variables."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+
+    def get_contextvars(self) -> dict[str, Any]:
+        return dict(self.values)
+
+    @contextmanager
+    def bound_contextvars(self, **values: Any) -> Iterator[None]:
+        before, self.values = self.values, {**self.values, **values}
+        yield
+        self.values = before
+
+
+@contextmanager
+def schema_context(name: str) -> Iterator[None]:
+    """Do what django-tenants does."""
+    connection.schema_name = name  # type: ignore[attr-defined]
+    yield
+    connection.schema_name = "public"  # type: ignore[attr-defined]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_context_blocks(
+    page: Any, celery_app: Celery, receiving: Receiving, monkeypatch: pytest.MonkeyPatch, rf: Any
+) -> None:
+    """What the page about context carries arrives, and the page says how a receiver sees it."""
+    monkeypatch.setattr(context, "_carriers", dict(context._carriers))
+    monkeypatch.setitem(sys.modules, "django_tenants", ModuleType("django_tenants"))
+    monkeypatch.setitem(sys.modules, "django_tenants.utils", SimpleNamespace(schema_context=schema_context))
+    bound = Bound()
+    monkeypatch.setitem(sys.modules, "structlog", SimpleNamespace(contextvars=bound))
+    request_id = page(block_with(CONTEXT, "# a middleware sets it"), "shop.ids")["request_id"]
+    page(block_with(CONTEXT, "def in_schema"), "shop.tenants")
+    users = page(block_with(CONTEXT, "def remember_user"), "shop.users")
+    page(block_with(CONTEXT, "def bound"), "shop.logs")
+    bell, seen = Signal(), []
+
+    def ring(event: Event) -> None:
+        seen.append(event.context)
+        seen.append((request_id.get(), connection.schema_name, users["user_id"].get(), bound.values))  # type: ignore[attr-defined]
+
+    receiving(bell, ring)
+    request, token = rf.get("/"), request_id.set("7f3a")
+    request.user = User(pk=5)
+    with schema_context("acme"), bound.bound_contextvars(path="/"):
+        users["remember_user"](lambda request: bell.send(sender=None))(request)
+    request_id.reset(token)
+    drain(celery_app)
+
+    here = {"request_id": "7f3a", "tenant": "acme", "user": "5", "structlog": {"path": "/"}}
+    assert {"language": "en", "timezone": "UTC", **here} == seen[0]
+    assert ("7f3a", "acme", "5", {"path": "/"}) == seen[1]
+    assert (None, "public", None, {}) == (
+        *(request_id.get(None), connection.schema_name, users["user_id"].get(), bound.values),  # type: ignore[attr-defined]
+    )
+
+
 @pytest.mark.django_db(transaction=True)
 def test_failure_block(page: Any, celery_app: Celery, capsys: pytest.CaptureFixture[str]) -> None:
     """The reference's example of what fails knows its fence, and tells somebody in the end."""
@@ -543,8 +617,8 @@ def test_failure_block(page: Any, celery_app: Celery, capsys: pytest.CaptureFixt
 def test_every_block_is_run() -> None:
     """Every Python code block of README and docs is run by one of these tests."""
     source = Path(__file__).read_text()
-    known = re.findall(r"block_with\((README|REFERENCE|RECIPES), \"((?:[^\"\\]|\\.)*)\"\)", source)
-    marks = [mark.encode().decode("unicode_escape") for _, mark in known]
+    known = re.findall(r"block_with\([A-Z]+, \"((?:[^\"\\]|\\.)*)\"\)", source)
+    marks = [mark.encode().decode("unicode_escape") for mark in known]
     pages = [README, *(path.read_text() for path in (ROOT / "docs").glob("*.md"))]
     every = [block for text in pages for block in blocks(text)]
     assert [block for block in every if not any(mark in block for mark in marks)] == []

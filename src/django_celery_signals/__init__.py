@@ -2,6 +2,7 @@
 
 from .blocks import muted, send_saved
 from .codec import register_codec
+from .context import register_context
 from .durable.batch import batched
 from .durable.deliveries import deliveries
 from .durable.erasure import forget
@@ -9,6 +10,7 @@ from .durable.relay import Relay
 from .event import Event, current_event
 from .exceptions import (
     ConnectError,
+    ContextLost,
     DecodeError,
     DetachedInstance,
     Discard,
@@ -33,6 +35,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ConnectError",
+    "ContextLost",
     "DecodeError",
     "DetachedInstance",
     "Discard",
@@ -62,5 +65,6 @@ __all__ = [
     "muted",
     "receiver_task",
     "register_codec",
+    "register_context",
     "send_saved",
 ]

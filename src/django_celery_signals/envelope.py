@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from types import FunctionType
 from typing import Any
 from uuid import UUID
@@ -14,14 +13,13 @@ from django.core.signals import request_started
 from django.db.models import Model
 from django.db.models.signals import m2m_changed
 from django.dispatch import Signal
-from django.utils import timezone as django_timezone
-from django.utils import translation
 
 from . import conf, names
 from .changes import changes_of
 from .codec import standins
 from .codec.core import TAG, Decoder, Encoder, Unencodable
 from .codec.instances import InstanceEncoder, as_instance, instance_from, is_sensitive
+from .context import captured
 from .event import Event, new_event
 from .exceptions import DecodeError, EncodeError
 
@@ -52,7 +50,7 @@ class Envelope:
     kwargs: dict[str, Any]  # name -> JSON, in the order of the sending
     objects: list[dict[str, Any]]  # the model instances, each once
     changes: Any  # JSON of Event.changes
-    context: dict[str, Any] = field(default_factory=dict)  # language and time zone of the sending
+    context: dict[str, Any] = field(default_factory=dict)  # what surrounded the sending: language, time zone, more
     lane: Lane | None = None  # where it waits for its turn; kept beside it, in the delivery
 
 
@@ -113,7 +111,7 @@ def write(
         kwargs=kwargs,
         objects=encoder.objects,
         changes=_changes(sending, changed or (), encoder),
-        context=_context(),
+        context=captured(),
         lane=lane,
     )
 
@@ -212,18 +210,6 @@ def _sender_in_words(sender: Any) -> str:
     if issubclass(kind, type) and issubclass(sender, Model):
         return str(sender._meta.label)
     return str(sender.__qualname__ if issubclass(kind, (type, FunctionType)) else kind.__qualname__)
-
-
-def _context() -> dict[str, Any]:
-    return {"language": translation.get_language(), "timezone": _zone_name(django_timezone.get_current_timezone())}
-
-
-def _zone_name(zone: tzinfo) -> str:
-    """Return the name of a zone; of one without, such as a bare offset, its offset now, as ``UTC+05:30``."""
-    key = getattr(zone, "key", None)
-    if isinstance(key, str):
-        return key
-    return str(timezone(zone.utcoffset(datetime.now(UTC).replace(tzinfo=zone)) or timedelta()))
 
 
 # Reading ---------------------------------------------------------------------------------------------------------

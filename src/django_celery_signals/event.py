@@ -30,6 +30,7 @@ class Event:
     chain: tuple[str, ...] = ()  # what led here, in words, oldest first
     coalesced: int = 0  # how many earlier sendings of its key this one stands for as well
     key: str | None = None  # what it is about, for a receiver with ordered= or coalesce=, as it is shown
+    context: dict[str, Any] = field(default_factory=dict, repr=False)  # what surrounded the sending: register_context
     kwargs: dict[str, Any] = field(default_factory=dict, repr=False)  # what was sent, for a receiver with batch=True
     fence: int | None = None  # of a durable delivery: grows with every run of its key, so that others refuse older ones
     lease: Any = field(default=None, repr=False, compare=False)  # what still_mine() asks

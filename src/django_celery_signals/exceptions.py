@@ -11,6 +11,7 @@
     ├── PublishError                     the broker did not take the message
     │   └── PublishTimeout               ... within PUBLISH_TIMEOUT; whether it did later is unknown
     ├── LeaseLost                        another run has the delivery; what this one did is rolled back
+    ├── ContextLost                      what must surround a receiver, such as a tenant, is not there
     ├── UnknownReceiver                  for an hour no process knew the task that a delivery is for
     ├── WorkerLost                       a receiver whose worker died too often while it ran
     ├── LoopDetected                     receivers that keep causing one another
@@ -68,6 +69,10 @@ class LeaseLost(SignalTaskError):
 
 class UnknownReceiver(SignalTaskError):
     """Tell that nobody has the task that a delivery is for: it was renamed without ``former_names=``, or removed."""
+
+
+class ContextLost(SignalTaskError):
+    """Tell which ``required`` context of a sending is not there, such as its tenant, so that no receiver ran."""
 
 
 class WorkerLost(SignalTaskError):

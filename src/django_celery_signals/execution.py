@@ -5,11 +5,9 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-import zoneinfo
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from datetime import datetime, tzinfo
 from functools import cache, partial
 from typing import Any
 
@@ -17,18 +15,19 @@ from asgiref.sync import async_to_sync
 from celery._state import _task_stack  # type: ignore[attr-defined]
 from django.db import InterfaceError, OperationalError, close_old_connections, connections, transaction
 from django.db.models import Model
-from django.utils import timezone, translation
 
 from . import names, policy
 from .carried import Carried
 from .codec.core import Decoder
 from .codec.instances import instance_from
+from .context import of_receiver, restored
 from .durable import reference
 from .durable.hold import Held, opened
 from .durable.together import All, Later
 from .envelope import Envelope, Reader
 from .event import Event, check_depth, running
 from .exceptions import (
+    ContextLost,
     DecodeError,
     Discard,
     Fail,
@@ -75,7 +74,7 @@ def run(task: Any, hold: Hold | Later, instance: Source = instance_from) -> None
         Exception: what Celery is told when it did not succeed; all is noted then.
     """
     envelope = read(hold)
-    with running(envelope.event), context_of(envelope):
+    with running(envelope.event), surrounded(envelope, hold):
         kwargs, event = arguments(task, envelope, hold, instance)
         with running(event):
             _run(task, event, kwargs, hold)
@@ -133,30 +132,17 @@ def read(hold: Hold | Later) -> Envelope:
 
 
 @contextmanager
-def context_of(envelope: Envelope) -> Iterator[None]:
-    """Restore the sending's language and time zone for as long as the receiver runs."""
-    language, name = envelope.context.get("language"), envelope.context.get("timezone")
-    zone = _zone(name) if isinstance(name, str) else None
-    with (
-        translation.override(language if isinstance(language, str) else None),
-        timezone.override(zone) if zone is not None else nullcontext(),
-    ):
+def surrounded(envelope: Envelope, hold: Hold | Later) -> Iterator[None]:
+    """Restore what surrounded the sending; settle it here when the receiver must not run without what is missing."""
+    with ExitStack() as blocks:
+        outcome = None
+        try:
+            blocks.enter_context(restored(envelope.context))
+        except ContextLost as error:
+            outcome = hold.fail(envelope.event, error)
+        if outcome is not None:
+            raise outcome
         yield
-
-
-def _zone(name: str) -> tzinfo | None:
-    try:
-        return zoneinfo.ZoneInfo(name)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError):
-        return _offset(name)
-
-
-def _offset(name: str) -> tzinfo | None:
-    """Return the zone of a name such as ``UTC+05:30``, which Python gives to a bare offset; None of any other."""
-    try:
-        return datetime.strptime(name, "UTC%z").tzinfo
-    except ValueError:
-        return None
 
 
 # Read ------------------------------------------------------------------------------------------------------------
@@ -168,7 +154,8 @@ def arguments(
     """Read what the receiver asks for, fetching its instances; settle it here when a row is gone or cannot be had."""
     reader = Reader(envelope, instance)
     try:
-        event = hold.event(replace(envelope.event, changes=reader.changes()))
+        context = of_receiver(envelope.context)
+        event = hold.event(replace(envelope.event, changes=reader.changes(), context=context))
         if task.atomic:
             connections[event.using].ensure_connection()
         return _wanted(task, envelope, reader, event), event

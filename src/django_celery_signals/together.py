@@ -20,13 +20,14 @@ from django.db import Error, close_old_connections, connections, transaction
 
 from . import policy
 from .codec.fetching import Fetched
+from .context import is_required, restored
 from .durable.hold import Held
 from .durable.reference import read_chunk
 from .durable.savepoints import savepoints
 from .durable.together import All, Later, PutOff, complete_together, give_back, kept, opened_together, shield
 from .event import Event, running
-from .exceptions import DecodeError, RetryAfter
-from .execution import arguments, attempt, context_of, nodes, read, run
+from .exceptions import ContextLost, DecodeError, RetryAfter
+from .execution import arguments, attempt, nodes, read, run
 from .signals import receiver_started, tell
 from .wire import objects_in
 
@@ -117,6 +118,8 @@ def _fetched(task: Any, holds: Sequence[Held]) -> Fetched:
     for hold in holds:
         with suppress(DecodeError, KeyError, IndexError, RecursionError, TypeError):
             envelope = hold.envelope()
+            if is_required(envelope.context) and not task.batch:  # of a tenant, whose tables are not there yet
+                continue
             found = objects_in(list(nodes(task, envelope).values()), envelope.objects, set())
             entries.extend(envelope.objects[index] for index in found)
     return Fetched(entries)
@@ -165,16 +168,21 @@ def _log(task: Any, outcome: Exception | None) -> None:
 
 def _all_at_once(task: Any, holds: Sequence[Held]) -> None:
     """Call the receiver once, with all events whose arguments can be had; when it fails, each runs alone."""
-    ready: list[tuple[Held, Event]] = []
     try:
-        fetched = _fetched(task, holds)
-        for one in map(Later, holds):
-            with _alone(task, one):
-                ready.append((one.hold, _event(task, one, fetched)))
-        if ready:
-            _call_with(task, *zip(*ready, strict=True))
+        with _shared_context(holds):
+            _call_with_those_that_are_ready(task, holds)
     except Exception as error:
         _give_back(task, [hold for hold in holds if not hold.lease.ending], error)
+
+
+def _call_with_those_that_are_ready(task: Any, holds: Sequence[Held]) -> None:
+    ready: list[tuple[Held, Event]] = []
+    fetched = _fetched(task, holds)
+    for one in map(Later, holds):
+        with _alone(task, one):
+            ready.append((one.hold, _event(task, one, fetched)))
+    if ready:
+        _call_with(task, *zip(*ready, strict=True))
 
 
 def _event(task: Any, one: Later, fetched: Fetched) -> Event:
@@ -196,7 +204,7 @@ def _call_with(task: Any, holds: Sequence[Held], events: Sequence[Event]) -> Non
     every = All(task, holds)
     task.request.update(hold=every)
     try:
-        with running(max(events, key=attrgetter("depth"))), _shared_context(holds):  # what it sends has come so far
+        with running(max(events, key=attrgetter("depth"))):  # what it sends has come so far
             attempt(task, events[0], {"events": list(events)}, every)
     except Exception as error:
         _give_back(task, holds, error)
@@ -208,10 +216,20 @@ def _call_with(task: Any, holds: Sequence[Held], events: Sequence[Event]) -> Non
 
 
 def _shared_context(holds: Sequence[Held]) -> AbstractContextManager[None]:
-    """Restore the language and time zone of the sendings, if all have the same."""
-    envelopes = [hold.envelope() for hold in holds]
-    first = envelopes[0]
-    return context_of(first) if all(one.context == first.context for one in envelopes) else nullcontext()
+    """Restore what surrounded the sendings, if it was the same.
+
+    Raises:
+        ContextLost: if it was not, and a receiver must not run without it.
+    """
+    contexts: list[dict[str, Any]] = []
+    for hold in holds:
+        with suppress(DecodeError):  # what cannot be read will say so for itself
+            contexts.append(hold.envelope().context)
+    if all(one == contexts[0] for one in contexts):
+        return restored(contexts[0]) if contexts else nullcontext()
+    if any(map(is_required, contexts)):
+        raise ContextLost("Deliveries with different contexts cannot be given to a receiver together.")
+    return nullcontext()
 
 
 def _give_back(task: Any, holds: Sequence[Held], error: Exception) -> None:

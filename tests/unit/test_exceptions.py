@@ -27,6 +27,7 @@ from django_celery_signals import Discard, Fail, NotCarried, RetryAfter, SignalT
         ("PublishTimeout", {exceptions.PublishError}),
         ("LeaseLost", {SignalTaskError}),
         ("UnknownReceiver", {SignalTaskError}),
+        ("ContextLost", {SignalTaskError}),
         ("WorkerLost", {SignalTaskError}),
         ("LoopDetected", {SignalTaskError}),
         ("ReceiverFailed", {SignalTaskError}),

@@ -1,0 +1,226 @@
+"""What surrounds a sending, and is there again while its receiver runs: language, time zone, and what a project adds.
+
+A carrier has a name, captures a value at the sending, and restores it in the worker. It travels beside the arguments,
+so no receiver finds it among them. Whatever goes wrong with one at the sending never breaks a save. In the worker one
+that must not be missing, such as the tenant whose data a receiver would write, keeps it from running instead.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import zoneinfo
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import timezone as fixed
+from typing import Any
+
+from django.utils import timezone, translation
+
+from .exceptions import ContextLost
+
+logger = logging.getLogger(__name__)
+
+#: Beside the values: names of carriers that must be restored, and of those whose value could not be captured.
+REQUIRED, LOST = "$required", "$lost"
+
+Restore = Callable[[Any], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Carrier:
+    """One thing that surrounds a sending."""
+
+    name: str
+    capture: Callable[[], Any]  # JSON; None: there is nothing to carry
+    restore: Restore  # for as long as the block lasts
+    required: bool = False  # whether a receiver must not run without it
+
+
+_carriers: dict[str, Carrier] = {}
+_told: set[tuple[str, str]] = set()
+
+
+def register_context(
+    name: str,
+    *,
+    capture: Callable[[], Any] | None = None,
+    restore: Restore | None = None,
+    variable: ContextVar[Any] | None = None,
+    required: bool = False,
+) -> None:
+    """Carry something from the sending to the receiver; call it where both the web process and the worker import it.
+
+    Args:
+        name: by which it travels, and by which receivers find its value in ``event.context``.
+        capture: returns its value as plain JSON (texts, numbers, lists, dictionaries), and None where there is none. It
+            is called at every sending, so it must be quick, and must not ask a database. When it raises, or returns
+            something else, that is logged and the event travels without it.
+        restore: given the value, returns a context manager that sets it, and afterwards resets it.
+        variable: instead of both: a context variable, which is read and set.
+        required: whether a receiver must not run without it: a delivery whose value could not be captured or restored
+            is failed with :class:`~django_celery_signals.ContextLost`, and kept, to be retried.
+
+    Raises:
+        ValueError: for a name that is taken or none, and for neither, or both, of what can be given.
+    """
+    if not str(name).isidentifier() or name in (None, ""):
+        raise ValueError(f"register_context({name!r}): the name must be a word such as 'tenant'.")
+    if name in _carriers:
+        raise ValueError(f"register_context({name!r}): the name is taken. Choose another, or register it once.")
+    if variable is not None and capture is None and restore is None:
+        capture, restore = (lambda: variable.get(None)), _setting(variable)
+    elif variable is not None or capture is None or restore is None:
+        raise ValueError(f"register_context({name!r}): give capture= and restore=, or variable= alone.")
+    _carriers[name] = Carrier(name=name, capture=capture, restore=restore, required=required)
+
+
+def _setting(variable: ContextVar[Any]) -> Restore:
+    @contextmanager
+    def restore(value: Any) -> Iterator[None]:
+        token = variable.set(value)
+        try:
+            yield
+        finally:
+            variable.reset(token)
+
+    return restore
+
+
+# At the sending --------------------------------------------------------------------------------------------------
+
+
+def captured() -> dict[str, Any]:
+    """Return what surrounds this moment; never an error."""
+    found: dict[str, Any] = {}
+    for carrier in _carriers.values():
+        try:
+            value = _as_json(carrier.capture())
+        except Exception as error:
+            found.setdefault(LOST, []).append(carrier.name)
+            _tell(carrier.name, "captured", error)
+        else:
+            if value is None:
+                continue
+            found[carrier.name] = value
+        if carrier.required:
+            found.setdefault(REQUIRED, []).append(carrier.name)
+    return found
+
+
+def _as_json(value: Any) -> Any:
+    if value is not None and type(value) not in (str, int, bool):
+        json.dumps(value, allow_nan=False)  # raises for what is none
+    return value
+
+
+def _tell(name: str, done: str, error: Exception) -> None:
+    if (name, done) not in _told:
+        _told.add((name, done))
+        logger.error("The context %r could not be %s. (Said once.)", name, done, exc_info=error)
+
+
+# In the worker ---------------------------------------------------------------------------------------------------
+
+
+def of_receiver(context: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a receiver sees of it."""
+    return {name: value for name, value in context.items() if not name.startswith("$")}
+
+
+def is_required(context: Mapping[str, Any]) -> bool:
+    """Tell whether something of it must be restored."""
+    return bool(context.get(REQUIRED))
+
+
+@contextmanager
+def restored(context: Mapping[str, Any]) -> Iterator[None]:
+    """Restore what surrounded a sending, for as long as the block lasts; afterwards all is as it was before.
+
+    Raises:
+        ContextLost: for what is required, and could not be captured or cannot be restored.
+    """
+    required = context.get(REQUIRED, ())
+    lost = [name for name in required if name in context.get(LOST, ())]
+    if lost:
+        raise ContextLost(f"The context {lost[0]!r} could not be captured when the event was sent; its log says why.")
+    with ExitStack() as blocks:
+        for name, value in of_receiver(context).items():
+            if (carrier := _carriers.get(name)) is not None:
+                blocks.enter_context(_Restored(carrier, value, name in required))
+            elif name in required:
+                raise ContextLost(
+                    f"The event carries the context {name!r}, without which its receiver must not run, but this worker "
+                    f"does not know it. Call register_context({name!r}, ...) where the worker imports it, and retry."
+                )
+        yield
+
+
+class _Restored:
+    """A carrier's value while a receiver runs. What the receiver raises is not the carrier's to see, or to swallow."""
+
+    def __init__(self, carrier: Carrier, value: Any, required: bool) -> None:
+        self.carrier, self.value, self.required = carrier, value, required
+        self.block: AbstractContextManager[Any] | None = None
+
+    def __enter__(self) -> None:
+        try:
+            block = self.carrier.restore(self.value)
+            block.__enter__()
+        except Exception as error:
+            if self.required:
+                raise ContextLost(f"The context {self.carrier.name!r} could not be restored: {error!r}") from error
+            _tell(self.carrier.name, "restored", error)
+        else:
+            self.block = block
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if self.block is not None:
+                self.block.__exit__(None, None, None)
+        except Exception:
+            logger.exception("The context %r could not be reset, and may be another receiver's now.", self.carrier.name)
+
+
+# Django's own ----------------------------------------------------------------------------------------------------
+
+
+def _zone_name() -> str:
+    """Return the name of the zone; of one without, such as a bare offset, its offset now, as ``UTC+05:30``."""
+    zone = timezone.get_current_timezone()
+    key = getattr(zone, "key", None)
+    if isinstance(key, str):
+        return key
+    return str(fixed(zone.utcoffset(datetime.now(UTC).replace(tzinfo=zone)) or timedelta()))
+
+
+def _in_zone(name: Any) -> AbstractContextManager[Any]:
+    zone = _zone(name) if isinstance(name, str) else None
+    return timezone.override(zone) if zone is not None else nullcontext()
+
+
+def _zone(name: str) -> tzinfo | None:
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError):
+        return _offset(name)
+
+
+def _offset(name: str) -> tzinfo | None:
+    """Return the zone of a name such as ``UTC+05:30``, which Python gives to a bare offset; None of any other."""
+    try:
+        return datetime.strptime(name, "UTC%z").tzinfo
+    except ValueError:
+        return None
+
+
+def _in_language(language: Any) -> AbstractContextManager[Any]:
+    return translation.override(language if isinstance(language, str) and language else None)
+
+
+# Where translation is switched off there is no language, which is something to restore as well.
+register_context("language", capture=lambda: translation.get_language() or "", restore=_in_language)
+register_context("timezone", capture=_zone_name, restore=_in_zone)
