@@ -41,7 +41,8 @@ class Receiving:
         name = f"tests.receiving.{function.__name__}_{next(_numbers)}"
         task = receiver_task(signal, sender=sender, name=name, **options)(function)
         self.undo.append(lambda: self.app._tasks.pop(name, None))
-        self.undo.append(lambda: disconnect(signal, task, sender=sender))
+        place = {name: options[name] for name in ("dispatch_uid", "subclasses") if name in options}
+        self.undo.append(lambda: disconnect(signal, task, sender=sender, **place))
         return self.app.tasks[name]
 
     def end(self) -> None:

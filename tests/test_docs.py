@@ -66,7 +66,7 @@ OTHERS = [
     "Object of type ModelSignal is not JSON serializable",
     "got an unexpected keyword argument 'signal'",
     "Received unregistered task of type",
-    "no such table: django_celery_signals_delivery",
+    "no such table: django_celery_signals_…",
     'relation "django_celery_signals_delivery" does not exist',
 ]
 

@@ -12,9 +12,10 @@ from django.apps import apps
 from django.dispatch import Signal
 
 from . import names, receivers
-from .bridge import Spelling, guarantee_of
+from .bridge import Spelling, Target, guarantee_of, target_of
 from .options import SendingOptions, merged
 from .senders import label_of
+from .task import ReceiverTask
 
 ANY = "*"  # the label of every sender
 
@@ -27,6 +28,7 @@ class Connected:
     signal_name: str  # "module:name"; empty for one that no module holds
     receiver: str  # name of the task
     sender: str  # a label, such as "shop.Order"; "*": every sender
+    sender_id: int  # how Django tells senders apart
     sender_class: type | None  # the model, or another class; None: every sender, or an object that is none
     uid: Any  # dispatch_uid; None: none was given
     app: Celery  # that has the task
@@ -54,35 +56,35 @@ def _of(signal: Signal, senders: dict[int, Any]) -> Iterator[Connected]:
     for (uid, sender_id), held, *_ in list(signal.receivers):  # what more there is depends on Django's version
         spelling = held() if isinstance(held, weakref.ReferenceType) else held
         if isinstance(spelling, Spelling):
-            sender = spelling.own.family or senders.get(sender_id)
-            yield _connected(signal, spelling, uid, sender, _label(spelling, sender, sender_id))
+            yield _connected(signal, spelling.__self__, spelling.own, (uid, sender_id), senders)
+        elif isinstance(spelling, ReceiverTask):  # as signal.connect(task) leaves it
+            yield _connected(signal, target_of(str(spelling.name)), SendingOptions(), (uid, sender_id), senders)
 
 
-def _connected(signal: Signal, spelling: Spelling, uid: Any, sender: Any, label: str) -> Connected:
-    target, own = spelling.__self__, spelling.own
+def _connected(
+    signal: Signal, target: Target, own: SendingOptions, key: tuple[Any, int], senders: dict[int, Any]
+) -> Connected:
+    uid, sender_id = key
+    sender = own.family or senders.get(sender_id)
     task: Any = target.app.tasks.get(target.name)
-    is_given = uid != _own_id(spelling)
+    is_given = not (isinstance(uid, (int, tuple)) or own.family)
     return Connected(
         signal=signal,
         signal_name=names.signal_name(signal),
         receiver=target.name,
-        sender=label,
+        sender=_label(own, sender, sender_id),
+        sender_id=sender_id,
         sender_class=sender if isinstance(sender, type) else None,
-        uid=uid if is_given and not own.family else None,
+        uid=uid if is_given else None,
         app=target.app,
         task=task,
         options=merged(own, task) if task is not None else own,
     )
 
 
-def _own_id(spelling: Spelling) -> tuple[int, int]:
-    """Return how Django tells a bound method apart that has no ``dispatch_uid``."""
-    return id(spelling.__self__), id(spelling.__func__)
-
-
-def _label(spelling: Spelling, sender: Any, sender_id: int) -> str:
+def _label(own: SendingOptions, sender: Any, sender_id: int) -> str:
     if sender is not None:
-        return f"{label_of(sender)} and its subclasses" if spelling.own.family else label_of(sender)
+        return f"{label_of(sender)} and its subclasses" if own.family else label_of(sender)
     return ANY if sender_id == id(None) else "an object"
 
 

@@ -53,7 +53,9 @@ class Delivery(models.Model):
             PartialIndex("state", "due_at", "id", name="dcs_delivery_due", where=Q(due_at__isnull=False)),
             PartialIndex("state", "queue", "sent_at", name="dcs_delivery_sent", where=Q(state=State.SENT)),
             PartialIndex("state", "lane", "id", name="dcs_delivery_lane", where=Q(lane__isnull=False)),
-            PartialIndex("receiver", "id", name="dcs_delivery_failed", where=Q(state=State.FAILED)),
+            PartialIndex(
+                "receiver", "id", name="dcs_delivery_kept", where=Q(state=State.FAILED) | Q(state=State.PAUSED)
+            ),
         ]
 
     def __str__(self) -> str:
@@ -65,7 +67,6 @@ class Pause(models.Model):
 
     receiver = models.CharField(max_length=255, primary_key=True)  # name of the task, as the deliveries have it
     since = models.DateTimeField()
-    ended_at = models.DateTimeField(null=True)  # since when the relay brings back what was paused; null: it lasts
 
     def __str__(self) -> str:
         return self.receiver

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery import Celery
 from django.core.checks import Error, Info, Warning, run_checks
-from django.db import connection, connections, transaction
+from django.db import connection, connections
+from django.db.backends.postgresql.psycopg_any import IsolationLevel
 from django.db.models.signals import post_init, post_save, pre_save
 from django.dispatch import Signal
 from django.test import override_settings
 
 from django_celery_signals import connect, disconnect
-from django_celery_signals.checks import databases, project
+from django_celery_signals.checks import project
 from django_celery_signals.durable import saving
+from django_celery_signals.durable.rows import State
 from tests.delivering import place
 from tests.receiving import Receiving
-from tests.shop.models import Order, Tag
+from tests.shop.models import Order, Person, Tag
 
 bell = Signal()
 
@@ -43,10 +44,17 @@ def test_a_sound_project_hears_nothing(receiving: Receiving) -> None:
     assert [] == found()
 
 
-def plainly(signal: Signal, task: Any, **options: Any) -> Callable[[], bool]:
-    """Connect a task as Django does, which asks nothing; return what takes it back."""
+def plainly(receiving: Receiving, signal: Signal, task: Any, **options: Any) -> None:
+    """Connect a task as Django does, which asks nothing."""
     Signal.connect(signal, task.delay, **options)
-    return lambda: Signal.disconnect(signal, task.delay, **options)
+    receiving.undo.append(lambda: Signal.disconnect(signal, task.delay, **options))
+
+
+def again(receiving: Receiving, signal: Signal, task: Any, **options: Any) -> None:
+    """Connect a task once more."""
+    connect(signal, task, **options)
+    place = {name: options[name] for name in ("sender", "dispatch_uid", "subclasses") if name in options}
+    receiving.undo.append(lambda: disconnect(signal, task, **place))
 
 
 def test_dcs_E001(receiving: Receiving, celery_app: Celery) -> None:
@@ -64,15 +72,22 @@ def test_dcs_E001(receiving: Receiving, celery_app: Celery) -> None:
 def test_dcs_E002(receiving: Receiving) -> None:
     """A receiver that a plain ``connect()`` gave a signal which never sends what it needs is named, with that."""
     task = receiving(bell, needs)
-    undo = plainly(post_save, task, sender=Tag)
+    plainly(receiving, post_save, task, sender=Tag)
 
     message = only("dcs.E002")
 
     assert isinstance(message, Error)
     assert task.name in message.msg
     assert "'colour'" in message.msg
-    assert undo()
-    assert [] == found()
+
+
+def test_a_task_itself(receiving: Receiving, celery_app: Celery) -> None:
+    """A task that was connected as it stands is looked at as well."""
+    task = receiving(bell, needs)
+    Signal.connect(post_save, task, sender=Tag, weak=False)
+    receiving.undo.append(lambda: Signal.disconnect(post_save, task, sender=Tag))
+
+    assert task.name in only("dcs.E002").msg
 
 
 def needs(colour: str, **_: Any) -> None:
@@ -96,26 +111,24 @@ def test_dcs_E002_of_a_batch(receiving: Receiving) -> None:
 
 def test_dcs_E003(receiving: Receiving) -> None:
     """A signal that can have no receiver in a worker is named, although nothing was refused."""
-    undo = plainly(post_init, receiving(bell), sender=Tag)
+    plainly(receiving, post_init, receiving(bell), sender=Tag)
 
     message = only("dcs.E003")
 
     assert isinstance(message, Error)
     assert "post_init" in message.msg
     assert "plain function" in message.hint
-    assert undo()
 
 
 def test_dcs_E004(receiving: Receiving) -> None:
     """A task that takes turns, connected where there are no rows, is named; nothing refused that."""
     ordered = receiving(bell, guarantee="durable", ordered=True, key=lambda n: n)
-    undo = plainly(pre_save, ordered, sender=Tag)
+    plainly(receiving, pre_save, ordered, sender=Tag)
 
     message = only("dcs.E004")
 
     assert isinstance(message, Error)
     assert "guarantee='durable'" in message.msg
-    assert undo()
 
 
 def test_dcs_I001(receiving: Receiving, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,10 +161,12 @@ def test_dcs_W001(receiving: Receiving, monkeypatch: pytest.MonkeyPatch) -> None
     assert "DATABASES['other']['OPTIONS'] = {'transaction_mode': 'IMMEDIATE'}" == message.hint
 
 
-def test_dcs_W001_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where receivers are durable unless they say otherwise, the warning needs no receiver."""
+def test_dcs_W001_by_default(receiving: Receiving, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A receiver that says nothing is durable where the app is installed."""
     monkeypatch.setitem(connections["default"].settings_dict, "OPTIONS", {"transaction_mode": "DEFERRED"})
     with override_settings(DJANGO_CELERY_SIGNALS={}):
+        assert [] == found()
+        receiving(bell)
         assert ["dcs.W001"] == [message.id for message in found()]
 
 
@@ -162,7 +177,7 @@ def test_dcs_W002(receiving: Receiving) -> None:
     receiving(bell, guarantee="durable")
     in_order = receiving(bell, guarantee="durable", on_failure="block", ordered=True, key=lambda n: n)
     folding = receiving(bell, guarantee="durable", on_failure="block")
-    connect(bell, folding, guarantee="durable", coalesce=True, key=lambda n: n, dispatch_uid="folding")
+    again(receiving, bell, folding, guarantee="durable", coalesce=True, key=lambda n: n, dispatch_uid="folding")
 
     messages = [message for message in found() if message.id == "dcs.W002"]
     assert [] == [message for message in found() if message.id == "dcs.W003" and alone.name in message.msg]
@@ -170,7 +185,6 @@ def test_dcs_W002(receiving: Receiving) -> None:
     assert [True] == [alone.name in message.msg and "on_failure='park'" in message.msg for message in messages]
     assert in_order.name not in messages[0].msg
     assert "ordered=True" in messages[0].hint
-    disconnect(bell, folding, dispatch_uid="folding")
 
 
 @pytest.mark.parametrize(
@@ -180,28 +194,28 @@ def test_dcs_W002(receiving: Receiving) -> None:
         ({"sender": Tag}, {}),
         ({"sender": Tag}, {"sender": Tag, "dispatch_uid": "new", "created": True}),
         ({"sender": Tag, "created": True}, {"created": True}),
+        ({"sender": Person}, {"sender": Person, "subclasses": True}),
+        ({"sender": Person, "subclasses": True}, {"sender": Person, "dispatch_uid": "more"}),
     ],
 )
 def test_dcs_W003(receiving: Receiving, first: dict[str, Any], second: dict[str, Any]) -> None:
     """A receiver that is connected twice for the same events is named, with both senders."""
     task = receiving(post_save, **first)
-    connect(post_save, task, **second)
+    again(receiving, post_save, task, **second)
 
     message = only("dcs.W003")
 
     assert isinstance(message, Warning)
     assert f"{task.name} is connected twice to post_save" in message.msg
-    assert "shop.Tag" in message.msg
-    disconnect(post_save, task, sender=second.get("sender"), dispatch_uid=second.get("dispatch_uid"))
+    assert "for shop." in message.msg or "sender shop." in message.msg
 
 
 def test_dcs_W003_shows_what_tells_them_apart(receiving: Receiving) -> None:
     """The words that tell two connections apart to Django are shown."""
     task = receiving(post_save, sender=Tag)
-    connect(post_save, task, sender=Tag, dispatch_uid="again")
+    again(receiving, post_save, task, sender=Tag, dispatch_uid="again")
 
     assert "(dispatch_uid 'again')" in only("dcs.W003").msg
-    disconnect(post_save, task, sender=Tag, dispatch_uid="again")
 
 
 @pytest.mark.parametrize(
@@ -210,17 +224,18 @@ def test_dcs_W003_shows_what_tells_them_apart(receiving: Receiving) -> None:
         ({"created": True}, {"created": False}),
         ({"countdown": 60}, {"countdown": 3600}),
         ({}, {"sender": Order}),
+        ({"exclude": [Order]}, {"sender": Order}),
+        ({"exclude": ["shop.Order"]}, {"sender": Order}),
+        ({"sender": Person, "subclasses": True}, {"sender": Tag}),
         ({"guarantee": "durable"}, {"guarantee": "durable", "debounce": 5}),
     ],
 )
 def test_dcs_W003_two_that_differ(receiving: Receiving, first: dict[str, Any], second: dict[str, Any]) -> None:
     """Connections for other events, and reminders at several times, are meant."""
-    task = receiving(post_save, sender=Tag, **first)
-    sender = second.pop("sender", Tag)
-    connect(post_save, task, sender=sender, dispatch_uid="second", **second)
+    task = receiving(post_save, **{"sender": None if "exclude" in first else Tag, **first})
+    again(receiving, post_save, task, **{"sender": Tag, "dispatch_uid": "second", **second})
 
     assert [] == found()
-    disconnect(post_save, task, sender=sender, dispatch_uid="second")
 
 
 def test_dcs_W004(receiving: Receiving, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,6 +273,19 @@ def test_dcs_W006(receiving: Receiving, word: str) -> None:
     assert f"{word}=False" in message.hint
 
 
+def test_dcs_W007_of_a_database(receiving: Receiving, celery_app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Django's own setting closes it as well."""
+    monkeypatch.setitem(celery_app.conf, "CELERY_DB_REUSE_MAX", 1000)
+    for alias in connections:
+        monkeypatch.setitem(connections[alias].settings_dict, "CONN_MAX_AGE", 60)
+    receiving(bell, guarantee="durable")
+    assert "dcs.W007" not in [message.id for message in found(include_deployment_checks=True)]
+
+    monkeypatch.setitem(connections["other"].settings_dict, "CONN_MAX_AGE", 0)
+
+    assert "DATABASES['other']['CONN_MAX_AGE'] = 600" == only("dcs.W007", include_deployment_checks=True).hint
+
+
 def test_dcs_W007(receiving: Receiving, celery_app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers that connect anew for each task are named by ``check --deploy``, once something is connected."""
     assert "dcs.W007" not in [message.id for message in found(include_deployment_checks=True)]
@@ -275,7 +303,14 @@ def test_dcs_W007(receiving: Receiving, celery_app: Celery, monkeypatch: pytest.
     [
         ({"countdown": 7200}, "7200 seconds (countdown=)"),
         ({"autoretry_for": (OSError,), "default_retry_delay": 3600}, "3600 seconds (default_retry_delay=)"),
-        ({"autoretry_for": (OSError,), "retry_backoff": True, "retry_backoff_max": 9000}, "(retry_backoff_max=)"),
+        (
+            {"autoretry_for": (OSError,), "retry_backoff": 60, "retry_backoff_max": 9000, "max_retries": 7},
+            "3840 seconds (retry_backoff=)",
+        ),
+        (
+            {"autoretry_for": (OSError,), "retry_backoff": True, "retry_backoff_max": 9000, "max_retries": None},
+            "9000 seconds",
+        ),
     ],
 )
 def test_dcs_W008(
@@ -309,10 +344,15 @@ def of_databases(*aliases: str) -> list[Any]:
 
 
 with_databases = pytest.mark.django_db(databases=["default", "other", "postgres", "mariadb"])
-durably = override_settings(DJANGO_CELERY_SIGNALS={"GUARANTEE": "durable", "EMBED_RELAY": False})
 
 
-@durably
+@pytest.fixture
+def durable(receiving: Receiving) -> Any:
+    """A receiver whose deliveries are kept."""
+    return receiving(bell, guarantee="durable")
+
+
+@pytest.mark.usefixtures("durable")
 @with_databases
 def test_dcs_W009(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server without SKIP LOCKED is named, with those that have it."""
@@ -324,41 +364,37 @@ def test_dcs_W009(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ("dcs.W009", "Run MariaDB 10.6 or MySQL 8.0.1, or later.") == (message.id, message.hint)
 
 
-@durably
+@pytest.mark.usefixtures("durable")
 @pytest.mark.parametrize(
-    ("alias", "statement"),
-    [
-        ("postgres", "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"),
-        ("mariadb", "SET SESSION TRANSACTION ISOLATION LEVEL SERIALIZABLE"),
-    ],
+    ("alias", "level"), [("postgres", IsolationLevel.REPEATABLE_READ), ("mariadb", "serializable")], ids=str
 )
 @pytest.mark.django_db(transaction=True, databases=["postgres", "mariadb"])
-def test_dcs_W010(alias: str, statement: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dcs_W010(alias: str, level: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A database whose transactions do not see what others commit is named, with its level."""
     assert [] == of_databases("postgres", "mariadb")
-    was = databases._isolation
+    connection = connections[alias]
+    monkeypatch.setitem(
+        connection.settings_dict, "OPTIONS", {**connection.settings_dict["OPTIONS"], "isolation_level": level}
+    )
+    connection.close()
 
-    def changed(connection: Any) -> str:
-        with connection.cursor() as cursor:
-            cursor.execute(statement if connection.alias == alias else "SELECT 1")
-        return was(connection)
+    (message,) = of_databases("postgres", "mariadb")
 
-    monkeypatch.setattr(databases, "_isolation", changed)
-    with transaction.atomic(using="postgres"):
-        (message,) = of_databases("postgres", "mariadb")
-
+    connection.close()
     assert "dcs.W010" == message.id
     assert f"{alias!r} run at {'SERIALIZABLE' if alias == 'mariadb' else 'REPEATABLE READ'}" in message.msg
-    connections[alias].close()
+    assert f"DATABASES[{alias!r}]" in message.hint
 
 
-@durably
+@pytest.mark.usefixtures("durable")
 @with_databases
 def test_dcs_W011(receiving: Receiving) -> None:
     """Deliveries for a task that is gone are named, with both remedies; a former name is still taken."""
     task = receiving(bell, former_names=["tests.before"])
     for name in ("tests.gone", "tests.before", task.name):
         place("default", name)
+    place("default", "tests.long_gone", state=State.FAILED)
+    place("default", "tests.long_gone", state=State.DONE)
 
     (message,) = of_databases("default", "other")
 
@@ -391,7 +427,7 @@ def test_dcs_W012_others(name: str) -> None:
         assert [] == found()
 
 
-@durably
+@pytest.mark.usefixtures("durable")
 def test_dcs_W013(monkeypatch: pytest.MonkeyPatch) -> None:
     """A database without autocommit is named."""
     monkeypatch.setitem(connections["other"].settings_dict, "AUTOCOMMIT", False)
@@ -402,17 +438,20 @@ def test_dcs_W013(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "ATOMIC_REQUESTS" in message.hint
 
 
-@durably
+@pytest.mark.usefixtures("durable")
 @with_databases
-def test_dcs_W014() -> None:
+@pytest.mark.parametrize("table", ["django_celery_signals_delivery", "django_celery_signals_pause"])
+def test_dcs_W014(table: str) -> None:
     """A database without the table is named, with the command that makes it; one that was never migrated is new."""
     connection = connections["default"]
     with connection.cursor() as cursor:
-        cursor.execute("ALTER TABLE django_celery_signals_delivery RENAME TO elsewhere")
+        cursor.execute(f"ALTER TABLE {table} RENAME TO elsewhere")
 
     (message,) = of_databases("default", "other")
 
-    assert ("dcs.W014", "manage.py migrate --database=default") == (message.id, message.hint)
+    assert "dcs.W014" == message.id
+    assert f"'default' has no table {table}" in message.msg
+    assert message.hint.startswith("manage.py migrate --database=default")
     with connection.cursor() as cursor:
         cursor.execute("ALTER TABLE django_migrations RENAME TO elsewhere_too")
     assert [] == of_databases("default", "other")

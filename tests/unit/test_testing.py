@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from django.apps import apps
 from django.db import transaction
 from django.db.models.signals import post_delete, post_save
 from django.dispatch import Signal
@@ -385,3 +386,11 @@ def test_settings_of_a_test(receiving: Receiving) -> None:
         bell.send(None)
 
     assert (["immediate"], 1) == ([one.guarantee for one in sent], drain())
+
+
+@pytest.mark.django_db
+def test_without_the_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A project without the table has nothing of its kind to run or to forget."""
+    monkeypatch.delitem(apps.app_configs, "django_celery_signals")
+
+    assert 0 == drain()

@@ -7,26 +7,28 @@ from typing import Any
 
 from django.apps import apps
 from django.core.checks import CheckMessage, Warning
-from django.db import connections
+from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.recorder import MigrationRecorder
 
 from ..broker import project_app
+from ..durable.rows import State
 from .project import used
 
 READ = 10_000  # rows that are looked at: the oldest, among which are those that nobody takes
 
 
 def check_table(databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
-    """Warn of databases that are to keep deliveries, and have no table for them."""
+    """Warn of databases that are to keep deliveries, and lack a table that this takes."""
     return [
         Warning(
-            f"The database {alias!r} has no table for deliveries: what is sent there with guarantee='durable' fails.",
-            hint=f"manage.py migrate --database={alias}",
+            f"The database {alias!r} has no table {lacking[0]}: durable sendings, workers and relays that use it fail.",
+            hint=f"manage.py migrate --database={alias}, if that is not what is running. A database that is to keep no "
+            "deliveries is told apart by a router's allow_migrate().",
             id="dcs.W014",
         )
         for alias in _asked(databases)
-        if not _has_table(connections[alias]) and _is_begun(connections[alias])
+        if (lacking := _lacking(connections[alias])) and _is_begun(connections[alias])
     ]
 
 
@@ -49,7 +51,8 @@ def check_isolation(databases: Sequence[str] | None = None, **_: Any) -> list[Ch
         Warning(
             f"Transactions of {alias!r} run at {level.upper()}: statements of receivers and of the relay that meet "
             "another transaction's fail, and are executed again.",
-            hint=f"DATABASES[{alias!r}]['OPTIONS'] without 'isolation_level', for READ COMMITTED, which is Django's.",
+            hint="READ COMMITTED, as Django has it: without 'isolation_level' in "
+            f"DATABASES[{alias!r}]['OPTIONS'], and whatever the server, the database or the role says else.",
             id="dcs.W010",
         )
         for alias in _asked(databases)
@@ -61,13 +64,14 @@ def check_rows(databases: Sequence[str] | None = None, **_: Any) -> list[CheckMe
     """Warn of deliveries whose receivers are gone."""
     return [
         Warning(
-            f"Deliveries in {alias!r} are for {name}, but the Celery app has no such task: they wait for ever.",
-            hint=f"Where the task was renamed: former_names=[{name!r}] at the new one. Where it was removed: "
-            f"manage.py signals discard --receiver={name}",
+            f"Deliveries in {alias!r} are for {name}, but the Celery app has no such task: they wait for an hour, and "
+            "fail then.",
+            hint=f"Where the task was renamed: former_names=[{name!r}] at the new one. Where it was removed, once they "
+            f"have failed: manage.py signals discard --receiver={name}",
             id="dcs.W011",
         )
         for alias in _asked(databases)
-        if _has_table(connections[alias])
+        if not _lacking(connections[alias])
         for name in _unknown(alias)
     ]
 
@@ -76,10 +80,12 @@ def _asked(databases: Sequence[str] | None) -> list[str]:
     return [alias for alias in used() if alias in (databases or ())]
 
 
-def _has_table(connection: BaseDatabaseWrapper) -> bool:
-    table = apps.get_model("django_celery_signals", "Delivery")._meta.db_table
+def _lacking(connection: BaseDatabaseWrapper) -> list[str]:
+    """Return the tables that are not there."""
     with connection.cursor() as cursor:
-        return table in connection.introspection.table_names(cursor)
+        there = connection.introspection.table_names(cursor)
+    tables = [str(model._meta.db_table) for model in apps.get_app_config("django_celery_signals").get_models()]
+    return sorted(set(tables) - set(there))
 
 
 def _is_begun(connection: BaseDatabaseWrapper) -> bool:
@@ -90,7 +96,7 @@ def _is_begun(connection: BaseDatabaseWrapper) -> bool:
 def _isolation(connection: BaseDatabaseWrapper) -> str:
     if connection.vendor not in ("postgresql", "mysql"):
         return ""
-    with connection.cursor() as cursor:
+    with transaction.atomic(using=connection.alias), connection.cursor() as cursor:  # psycopg sets that of transactions
         is_postgres = connection.vendor == "postgresql"
         # Its name depends on the version: MariaDB's is tx_isolation, and from 11.1 on transaction_isolation as well.
         of_mysql = "SHOW VARIABLES WHERE Variable_name IN ('transaction_isolation', 'tx_isolation')"
@@ -100,9 +106,11 @@ def _isolation(connection: BaseDatabaseWrapper) -> str:
 
 def _unknown(alias: str) -> Iterator[str]:
     rows = apps.get_model("django_celery_signals", "Delivery").objects.using(alias)
-    oldest = rows.order_by("id").values("receiver")[:READ]
-    for name in sorted(set(oldest.values_list("receiver", flat=True))):
-        if name not in project_app().tasks:
+    app = project_app()
+    app.loader.import_default_modules()  # as a worker does: a task in none of the apps' usual modules
+    open_ones = rows.filter(state__in=(State.READY, State.SENT, State.PAUSED)).order_by("id")
+    for name in sorted(set(open_ones.values_list("receiver", flat=True)[:READ])):
+        if name not in app.tasks:
             yield name
 
 

@@ -103,8 +103,7 @@ def check_autocommit(**_: Any) -> list[CheckMessage]:
 
 def used() -> list[str]:
     """Return the databases that keep deliveries, if any receiver is durable."""
-    is_durable = conf.default_guarantee() == "durable" or any(one.guarantee == "durable" for one in connected())
-    return keeping() if is_durable else []
+    return keeping() if any(one.guarantee == "durable" for one in connected()) else []
 
 
 # With --deploy ---------------------------------------------------------------------------------------------------
@@ -129,15 +128,18 @@ def check_atomic_saves(**_: Any) -> list[CheckMessage]:
 def check_reuse(**_: Any) -> list[CheckMessage]:
     """Warn of workers that connect to the database anew for each receiver."""
     app = project_app()
-    if not connected() or is_fallback(app) or app.conf.get("CELERY_DB_REUSE_MAX"):
+    if not connected() or is_fallback(app):
         return []
-    return [
-        Warning(
-            "Celery closes a worker's database connection before and after every task, so each receiver connects anew.",
-            hint="CELERY_DB_REUSE_MAX = 1000",
-            id="dcs.W007",
-        )
+    closing = [] if app.conf.get("CELERY_DB_REUSE_MAX") else ["CELERY_DB_REUSE_MAX = 1000"]
+    closing += [
+        f"DATABASES[{alias!r}]['CONN_MAX_AGE'] = 600"
+        for alias in used()
+        if connections[alias].settings_dict["CONN_MAX_AGE"] == 0
     ]
+    if not closing:
+        return []
+    message = "A worker's database connection is closed after every task, so each receiver connects anew."
+    return [Warning(message, hint="; ".join(closing), id="dcs.W007")]
 
 
 CHECKS = [check_app, check_results, check_names, check_sqlite, check_autocommit]

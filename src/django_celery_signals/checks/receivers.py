@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from itertools import combinations
 from typing import Any
@@ -16,8 +17,9 @@ from ..keys import takes_turns
 from ..options import SendingOptions
 from ..parameters import check_batch, check_parameters
 
-_FILTERS = ("when", "changed", "created", "action", "exclude", "family", "raw")
+_FILTERS = ("when", "changed", "created", "action", "raw")
 _TIMES = ("countdown", "debounce")
+_LATE = ("acks_late", "reject_on_worker_lost")
 # Seconds after which kombu's transports give a message to another worker, unless its options say otherwise.
 _VISIBILITY = {"redis": 3600.0, "rediss": 3600.0, "sentinel": 3600.0, "sqs": 1800.0}
 
@@ -26,8 +28,8 @@ def check_registered(**_: Any) -> list[CheckMessage]:
     """Name the receivers whose tasks their app does not have."""
     return [
         Error(
-            f"{name} is connected to a signal, but the Celery app {app.main!r} has no task of that name, so nothing is "
-            "sent, and a worker would answer: Received unregistered task.",
+            f"{name} is connected to a signal, but the Celery app {app.main!r} of this process has no task of that "
+            "name: what is sent to it is not published, and its deliveries wait.",
             hint="Import the task's module where every process does: name it receivers.py or tasks.py in an installed "
             "app, or add it to DJANGO_CELERY_SIGNALS['AUTODISCOVER'].",
             id="dcs.E001",
@@ -77,6 +79,7 @@ def _check_contradictions(one: Connected) -> None:
     where, together = f"receiver {one.receiver}", {name: getattr(one.task, name) for name in ("batch", "chunk_size")}
     contradictions.check_turns(one.options, one.task.ordered, one.signal, one.guarantee, where)
     contradictions.check_together(one.options, together, one.signal, one.guarantee, where)
+    contradictions.check_against_signal(one.options, one.signal, [None if one.sender == ANY else one.sender], where)
 
 
 def check_turns(**_: Any) -> list[CheckMessage]:
@@ -104,19 +107,36 @@ def check_duplicates(**_: Any) -> list[CheckMessage]:
             hint="Connect it once; or let when=, created=, changed=, action= or exclude= tell both connections apart.",
             id="dcs.W003",
         )
-        for one, other in combinations(connected(), 2)
+        for group in _by_receiver().values()
+        for one, other in combinations(group, 2)
         if _are_same(one, other)
     ]
+
+
+def _by_receiver() -> dict[tuple[Any, str], list[Connected]]:
+    found: defaultdict[tuple[Any, str], list[Connected]] = defaultdict(list)
+    for one in connected():
+        found[one.signal, one.receiver].append(one)
+    return found
 
 
 def _are_same(one: Connected, other: Connected) -> bool:
     """Tell whether two connections of a receiver certainly send the same; reminders at two times are meant."""
     return (
-        (one.signal, one.receiver) == (other.signal, other.receiver)
-        and (one.sender == other.sender or ANY in (one.sender, other.sender))
+        (one.sender_id == other.sender_id or _covers(one, other) or _covers(other, one))
         and all(getattr(one.options, name) == getattr(other.options, name) for name in _TIMES)
         and not (_filters(one.options) and _filters(other.options) and _filters(one.options) != _filters(other.options))
     )
+
+
+def _covers(one: Connected, other: Connected) -> bool:
+    """Tell whether the first is sent whatever the second's sender sends."""
+    family, excluded = one.options.family, one.options.exclude or ()
+    if other.sender_class in excluded or other.sender in excluded:
+        return False
+    if family is None:
+        return one.sender == ANY
+    return other.sender_class is not None and issubclass(other.sender_class, family)
 
 
 def _filters(options: SendingOptions) -> dict[str, Any]:
@@ -134,22 +154,18 @@ def _name_of(one: Connected) -> str:
 
 def check_acks_late(**_: Any) -> list[CheckMessage]:
     """Warn of durable receivers whose messages stay with the broker while they run."""
-    late = {
-        one.receiver: [word for word in ("acks_late", "reject_on_worker_lost") if getattr(one.task, word)]
-        for one in connected()
-        if one.task is not None and one.guarantee == "durable"
-    }
+    durable = [one for one in connected() if one.task is not None and one.guarantee == "durable"]
+    late = {word: {one.receiver for one in durable if getattr(one.task, word)} for word in _LATE}
     return [
         Warning(
-            f"{name} is durable and has {' and '.join(f'{word}=True' for word in words)}. Its row brings it back when "
-            "a worker dies; the message that stays with the broker meanwhile only adds redeliveries, RabbitMQ's "
-            "consumer timeout and Redis' visibility timeout.",
-            hint=f"Say {', '.join(f'{word}=False' for word in words)} at the task, which overrides CELERY_TASK_"
-            f"{words[0].upper()}, too.",
+            f"{word}=True of {', '.join(sorted(names))}: a durable delivery's row brings it back when a worker dies; "
+            "the message that stays with the broker meanwhile only adds redeliveries, RabbitMQ's consumer timeout "
+            "and Redis' visibility timeout.",
+            hint=f"Leave CELERY_TASK_{word.upper()} out, or say {word}=False at the task.",
             id="dcs.W006",
         )
-        for name, words in late.items()
-        if words
+        for word, names in late.items()
+        if names
     ]
 
 
@@ -183,8 +199,11 @@ def _waits(one: Connected) -> Iterator[tuple[str, float]]:
     if one.options.countdown is not None:
         yield "countdown=", float(one.options.countdown)
     if getattr(one.task, "autoretry_for", None):
-        word = "retry_backoff_max" if getattr(one.task, "retry_backoff", None) else "default_retry_delay"
-        yield f"{word}=", float(getattr(one.task, word, None) or 600)
+        if factor := float(getattr(one.task, "retry_backoff", None) or 0):
+            most, longest = one.task.max_retries, float(getattr(one.task, "retry_backoff_max", None) or 600)
+            yield "retry_backoff=", longest if most is None else min(longest, factor * 2.0 ** min(most - 1, 60))
+        else:
+            yield "default_retry_delay=", float(one.task.default_retry_delay)
 
 
 CHECKS = [

@@ -118,9 +118,17 @@ class DeliveryQuerySet(WorkQuerySet):
         """Lay aside what was claimed for receivers that are paused."""
         return self.claimed(claim, ids).update(**PARKED)
 
+    def parked(self) -> list[str]:
+        """Return the receivers of paused deliveries, hopping through the index: there may be a million."""
+        found: list[str] = []
+        rows = self.filter(state=State.PAUSED).order_by("receiver").values_list("receiver", flat=True)
+        while receiver := rows.filter(receiver__gt=found[-1] if found else "").first():
+            found.append(str(receiver))
+        return found
+
     def unpark(self, receiver: str, limit: int) -> int:
-        """Have deliveries of a receiver published that were paused, those first that have waited longest."""
-        with self.due(State.PAUSED).filter(receiver=receiver).held(limit) as ids:
+        """Have deliveries of a receiver published that were paused, the oldest first."""
+        with self.filter(state=State.PAUSED, receiver=receiver).order_by("pk").held(limit) as ids:
             return self.filter(pk__in=ids, state=State.PAUSED).update(state=State.READY, due_at=In(0))
 
     def put_back(self, pk: int, token: int) -> int:

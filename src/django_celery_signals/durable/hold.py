@@ -45,7 +45,7 @@ def opened(task: Any, reference: Reference) -> Held | None:
     seconds, renews = lease_of(task, reference.alias)
     known = deliveries(reference.alias).open(reference, seconds)
     if known is None:
-        logger.debug("Delivery %s of %r is done or in other hands; its copy is dropped.", reference.id, reference.alias)
+        logger.debug("Delivery %s of %r is done, in other hands or paused.", reference.id, reference.alias)
         return None
     return held(task, reference.alias, known, seconds, renews)
 

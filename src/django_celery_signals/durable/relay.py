@@ -114,8 +114,8 @@ class Relay:
         published = 0
         for alias in self.databases:
             self._upkeep[alias].work()
-            while not self._stopped and (claimed := self._claim(alias)).rows:
-                published += self._publish(alias, claimed)
+            while not self._stopped and ((claimed := self._claim(alias)).rows or self._upkeep[alias].look_at_pauses()):
+                published += self._publish(alias, claimed) if claimed.rows else 0
                 if self._broker.pause:  # what was given back is due still
                     break
         self._bulk.close()
@@ -274,6 +274,8 @@ class Outage:
 
 def keeping() -> list[str]:
     """Return the aliases of the databases that hold deliveries."""
+    if "django_celery_signals" not in apps.app_configs:
+        return []
     model = apps.get_model("django_celery_signals", "Delivery")
     return [
         alias

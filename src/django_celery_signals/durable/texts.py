@@ -124,7 +124,7 @@ def _returning(connection: BaseDatabaseWrapper, whole: str) -> str:
 _LISTS = {"folds": "boolean", "state": "smallint", "token": "bigint", "sends": "integer", "due_in": "float8"}
 
 # Of the ways to ask, the one over which PostgreSQL thinks least: it reads the few that there are beforehand.
-_NOT_PAUSED = "receiver NOT IN (SELECT pause.receiver FROM {} AS pause WHERE pause.ended_at IS NULL)"
+_NOT_PAUSED = "receiver NOT IN (SELECT pause.receiver FROM {} AS pause)"
 # ``by_index`` adds its hint to those that change something; it knows them by how they begin.
 _OPEN = (
     "UPDATE {table} SET state = {running}, token = token + 1, due_at = {due}, claim = NULL, sends = 0 "

@@ -18,13 +18,14 @@ from ..wire import parse
 from .clock import In
 from .deliveries import CRASH_BUDGET, deliveries
 from .failing import give_up
-from .pauses import SETTLED, pauses
+from .pauses import paused
 from .probe import Probes
 from .rows import State
 
 logger = logging.getLogger(__name__)
 
 BATCH = 1000  # rows of one statement
+UNPARKED = 250  # deliveries of a receiver that are brought back at once: fewer than a relay publishes meanwhile
 LANES = 900  # that one statement walks through
 EXPIRE_EVERY, PAUSES_EVERY, PROBE_EVERY, STRAYS_EVERY, PURGE_EVERY = 1.0, 1.0, 2.0, 5.0, 10.0  # seconds
 LOOK = 0.5  # seconds that one look for strays lasts
@@ -141,16 +142,10 @@ class Upkeep:
                 return False
 
     def look_at_pauses(self) -> bool:
-        """Learn which receivers are paused, and bring back in small steps what waits for one that is no more."""
-        known = list(pauses(self.using).values_list("receiver", "ended_at"))
-        self.paused = frozenset(receiver for receiver, ended_at in known if ended_at is None)
-        more = False
-        for receiver in [receiver for receiver, ended_at in known if ended_at is not None]:
-            count = deliveries(self.using).unpark(receiver, BATCH)
-            more = more or count == BATCH
-            if not count:
-                pauses(self.using).filter(receiver=receiver, ended_at__lt=In(-SETTLED)).delete()
-        return more
+        """Learn which receivers are paused, and bring back in small steps what waits for one that is not."""
+        self.paused = frozenset(paused(self.using))
+        rows = deliveries(self.using)
+        return sum(rows.unpark(receiver, UNPARKED) for receiver in rows.parked() if receiver not in self.paused) > 0
 
     def purge(self) -> bool:
         """Delete and erase in small steps."""

@@ -2,6 +2,8 @@
 
 from django.db import migrations, models
 
+import django_celery_signals.durable.clock
+
 
 class Migration(migrations.Migration):
     dependencies = [("django_celery_signals", "0001_initial")]
@@ -12,7 +14,6 @@ class Migration(migrations.Migration):
             fields=[
                 ("receiver", models.CharField(max_length=255, primary_key=True, serialize=False)),
                 ("since", models.DateTimeField()),
-                ("ended_at", models.DateTimeField(null=True)),
             ],
         ),
         migrations.AlterField(
@@ -20,6 +21,16 @@ class Migration(migrations.Migration):
             name="state",
             field=models.PositiveSmallIntegerField(
                 choices=[(1, "ready"), (2, "sent"), (3, "running"), (4, "failed"), (5, "done"), (6, "paused")]
+            ),
+        ),
+        migrations.RemoveIndex(model_name="delivery", name="dcs_delivery_failed"),
+        migrations.AddIndex(
+            model_name="delivery",
+            index=django_celery_signals.durable.clock.PartialIndex(
+                "receiver",
+                "id",
+                name="dcs_delivery_kept",
+                where=models.Q(("state", 4), ("state", 6), _connector="OR"),
             ),
         ),
     ]

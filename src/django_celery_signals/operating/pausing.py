@@ -5,13 +5,16 @@ from __future__ import annotations
 import difflib
 from argparse import ArgumentParser
 from collections.abc import Iterable
+from typing import Any
 
 from django.core.management.base import CommandError, OutputWrapper
 
+from ..broker import project_app
 from ..connected import connected
 from ..durable.deliveries import deliveries
 from ..durable.pauses import pause, paused, resume
 from ..durable.rows import State
+from ..task import ReceiverTask
 from .choosing import add_database, aliases
 from .words import Options, Word
 
@@ -33,31 +36,45 @@ def _add_resume(parser: ArgumentParser) -> None:
 
 def _pause(options: Options, out: OutputWrapper) -> None:
     """Pause receivers, also under the names that they had before, whose deliveries they still take."""
-    names = _known(options["receiver"], {one.receiver for one in connected()})
-    mine = [one for one in connected() if one.receiver in names]
-    former = {name for one in mine for name in getattr(one.task, "former_names", ())}
+    names = _known(options["receiver"])
+    for name in names:
+        _check_rows(name, out)
     for alias in aliases(options):
-        for name in (*names, *sorted(former - set(names))):
+        for name in _all_names(names):
             if name in paused(alias) or not (options["dry_run"] or pause(name, alias)):
                 out.write(f"{alias}: {name} is paused already")
             else:
                 out.write(f"{alias}: {name} {'would be' if options['dry_run'] else 'is'} paused")
-    for name, guarantee in sorted({(one.receiver, one.guarantee) for one in mine if one.guarantee != "durable"}):
-        out.write(f"{name} also receives with guarantee={guarantee!r}, without rows: that goes on.")
+
+
+def _check_rows(name: str, out: OutputWrapper) -> None:
+    """Refuse a receiver whose deliveries have no rows; say so of one of which some have none."""
+    guarantees = {one.guarantee for one in connected() if one.receiver == name}
+    if guarantees and "durable" not in guarantees:
+        raise CommandError(f"{name} has no durable deliveries: what it is sent has no row that could wait.")
+    if guarantees - {"durable"}:
+        out.write(f"{name} is also sent what has no row, for guarantee= is another one there: that goes on.")
 
 
 def _resume(options: Options, out: OutputWrapper) -> None:
-    """Let receivers go on."""
+    """Let receivers go on, under all their names."""
     if not options["receiver"] and not options["all"]:
         raise CommandError("Name the receivers that are to go on, or give --all. manage.py signals status shows them.")
-    there = {alias: paused(alias) for alias in aliases(options)}
-    names = _known(options["receiver"], {name for names in there.values() for name in names})
-    for alias, receivers in there.items():
-        for name in receivers:
-            if options["all"] or name in names:
-                count = _waiting(alias, name)
-                done = "would go on" if options["dry_run"] or not resume(name, alias) else "goes on"
-                out.write(f"{alias}: {name} {done}; {count} deliveries were paused")
+    there = {alias: list(paused(alias)) for alias in aliases(options)}
+    known = {name for names in there.values() for name in names}
+    names = sorted(known) if options["all"] else _all_names(_known(options["receiver"], known))
+    if not known.intersection(names):
+        out.write("Nothing is paused." if options["all"] else f"{', '.join(names)}: not paused.")
+    for alias, name in ((alias, name) for alias, found in there.items() for name in found if name in names):
+        count = _waiting(alias, name)
+        done = "would go on" if options["dry_run"] or not resume(name, alias) else "goes on"
+        out.write(f"{alias}: {name} {done}; {count} deliveries were paused")
+
+
+def _all_names(names: Iterable[str]) -> list[str]:
+    """Return names of receivers, each followed by those that it had before."""
+    tasks: Any = project_app().tasks
+    return [known for name in names for known in (name, *getattr(tasks.get(name), "former_names", ()))]
 
 
 def _waiting(alias: str, receiver: str) -> str:
@@ -67,13 +84,21 @@ def _waiting(alias: str, receiver: str) -> str:
     return f"{count:,}" if count <= MOST_COUNTED else f"more than {MOST_COUNTED:,}"
 
 
-def _known(names: Iterable[str], known: Iterable[str]) -> list[str]:
+def _known(names: Iterable[str], also: Iterable[str] = ()) -> list[str]:
     """Return names of receivers.
+
+    Args:
+        names: as they were written.
+        also: further ones that there are.
 
     Raises:
         CommandError: for one that there is not.
     """
-    found, known = list(names), sorted(known)
+    app = project_app()
+    app.loader.import_default_modules()  # as a worker does: a task in none of the apps' usual modules
+    tasks: Any = app.tasks
+    receivers = {name for name, task in tasks.items() if isinstance(task, ReceiverTask)}
+    known, found = sorted({*receivers, *also, *(one.receiver for one in connected())}), list(names)
     for name in found:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from django.core.management.base import CommandError, OutputWrapper
-from django.db import connections
+from django.db import Error, connections
 from django.db.models import Count
 
 from ..broker import connection_for, is_fallback, project_app
@@ -23,6 +23,7 @@ from .choosing import add_database, aliases
 from .words import Options, Word
 
 MAX_LAG = 60.0  # seconds
+MOST_SHOWN = 50  # blocked keys
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
@@ -65,10 +66,10 @@ def standing(alias: str) -> Standing:
 def lag(alias: str) -> float:
     """Return the seconds since the oldest delivery that could run was due, by the database's clock.
 
-    That is one that the relay should have published, or one whose message should have been opened by a worker.
+    That is one that the relay should have published, that a worker should have opened, or whose worker is gone.
     """
     rows = deliveries(alias)
-    found = [rows.due(State.READY).values_list("due_at", In(0)).first()]
+    found = [rows.due(state).values_list("due_at", In(0)).first() for state in (State.READY, State.RUNNING)]
     for queue in ("", *queues(alias)):  # one by one, for which there is an index
         sent = rows.filter(state=State.SENT, queue=queue, sent_at__isnull=False).order_by("sent_at")
         found.append(sent.values_list("sent_at", In(0)).first())
@@ -83,19 +84,28 @@ def _status(options: Options, out: OutputWrapper) -> None:
     """Say how it stands; with --check, raise what is wrong."""
     wrong: list[str] = []
     for alias in aliases(options):
-        found = standing(alias)
-        words = ", ".join(f"{found.counts.get(state.value, 0)} {state.label}" for state in State)
-        out.write(f"{alias}: {words}, {found.waiting} of the ready ones wait for their key's turn")
-        out.write(f"{alias}: the oldest that is due has waited {found.lag:.0f} s")
-        for line in (*_paused(alias), *_probed(alias), *_blocked(deliveries(alias))):
-            out.write(f"{alias}:{line}")
-        wrong += _wrong(found, options)
+        try:
+            wrong += _show(alias, options, out)
+        except Error as error:
+            out.write(f"{alias}: {error}")
+            wrong.append(f"the database {alias!r} does not answer: {error}")
     if not options["no_broker"]:
         is_there, words = _broker()
         out.write(f"broker: {words}")
         wrong += [] if is_there else [f"the broker is away: {words}"]
     if options["check"] and wrong:
         raise CommandError("; ".join(wrong))
+
+
+def _show(alias: str, options: Options, out: OutputWrapper) -> list[str]:
+    """Say how it stands in one database, and return what is wrong."""
+    found = standing(alias)
+    words = ", ".join(f"{found.counts.get(state.value, 0)} {state.label}" for state in State)
+    out.write(f"{alias}: {words}, {found.waiting} of the ready ones wait for their key's turn")
+    out.write(f"{alias}: the oldest that is due has waited {found.lag:.0f} s")
+    for line in (*_paused(alias), *_probed(alias), *_blocked(deliveries(alias))):
+        out.write(f"{alias}:{line}")
+    return list(_wrong(found, options))
 
 
 def _wrong(found: Standing, options: Options) -> Iterator[str]:
@@ -121,8 +131,10 @@ def _probed(alias: str) -> Iterator[str]:
 
 def _blocked(rows: DeliveryQuerySet) -> Iterator[str]:
     """Yield the keys that a failed delivery blocks: what failed, and how many wait behind it."""
-    blocked = rows.blocked().order_by("finished_at", "pk").defer(*LARGE)
-    for row in blocked.iterator(chunk_size=500):
+    blocked = list(rows.blocked().order_by("finished_at", "pk").defer(*LARGE)[: MOST_SHOWN + 1])
+    if len(blocked) > MOST_SHOWN:
+        yield f" the {MOST_SHOWN} keys that have been blocked longest; there are more"
+    for row in blocked[:MOST_SHOWN]:
         yield (
             f"{row.pk}  blocked since {row.finished_at:%Y-%m-%d %H:%M:%S}  {row.receiver}  "
             f"key={row.known_key}  behind={row.behind or 0}  {row.summary}  {row.fingerprint}"

@@ -179,7 +179,7 @@ CONDITIONS = {
     "dcs_delivery_due": "due_at is not null",
     "dcs_delivery_sent": "state = 2",
     "dcs_delivery_lane": "lane is not null",
-    "dcs_delivery_failed": "state = 4",
+    "dcs_delivery_kept": "state = 4 or state = 6",
 }
 DEFINITIONS = {
     "sqlite": f"SELECT name, sql FROM sqlite_master WHERE tbl_name = '{TABLE}' AND name LIKE 'dcs%%'",

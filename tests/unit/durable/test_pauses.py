@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import threading
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from django.db import IntegrityError, connections
+from django.db import connections
+from django.db.models.signals import post_delete, post_save, pre_delete, pre_save
 from django.dispatch import Signal
 
-from django_celery_signals.durable import pauses as module
 from django_celery_signals.durable.deliveries import deliveries
-from django_celery_signals.durable.pauses import pause, paused, pauses, resume
+from django_celery_signals.durable.pauses import pause, paused, resume
 from django_celery_signals.durable.reference import Chunk, Reference
 from django_celery_signals.durable.relay import Relay
 from django_celery_signals.durable.rows import State
-from django_celery_signals.durable.upkeep import BATCH, Upkeep
+from django_celery_signals.durable.upkeep import Upkeep
 from django_celery_signals.models import Delivery
 from tests.delivering import place, states
 from tests.receiving import Receiving
@@ -44,30 +43,6 @@ def test_a_pause(using: str) -> None:
     assert {} == paused(using)
     assert pause(NAME, using)
     assert [NAME] == list(paused(using))
-
-
-@everywhere
-def test_two_at_once(using: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two who pause a receiver at once, one has done it."""
-
-    class Late:
-        """Finds nothing, and comes too late."""
-
-        def filter(self, **_: Any) -> Late:
-            return self
-
-        def exists(self) -> bool:
-            return False
-
-        def update(self, **_: Any) -> int:
-            return 0
-
-        def create(self, **columns: Any) -> Any:
-            raise IntegrityError
-
-    monkeypatch.setattr(module, "pauses", lambda alias: Late())
-
-    assert not pause(NAME, using)
 
 
 @everywhere
@@ -132,8 +107,35 @@ def test_the_relay_lays_aside(using: str, receiving: Receiving, broker: Any) -> 
 
 
 @everywhere
+def test_a_relay_that_does_not_know_of_the_end(using: str, receiving: Receiving, broker: Any) -> None:
+    """What it lays aside though the pause is over is brought back by the next look, whosever that is."""
+    task = receiving(Signal(), guarantee="durable")
+    pause(task.name, using)
+    late = Relay(databases=[using])
+    late._upkeep[using].work()
+    resume(task.name, using)
+    place(using, task)
+
+    late._publish(using, late._claim(using))
+    assert {"paused": 1} == states(using)
+
+    assert 1 == Relay(databases=[using]).once()
+
+
+@everywhere
+def test_a_pause_that_ends_before_it_is_laid_aside(using: str, receiving: Receiving, broker: Any) -> None:
+    """A delivery that was refused by a pause which is over at once is not left behind."""
+    task = receiving(Signal(), guarantee="durable")
+    place(using, task, state=State.SENT)
+    row = deliveries(using).get()
+    assert 1 == deliveries(using).park([row.pk], [row.token], task.name)
+
+    assert 1 == Relay(databases=[using]).once()
+
+
+@everywhere
 def test_it_goes_on(using: str, receiving: Receiving, broker: Any) -> None:
-    """When the pause has ended, the relay publishes all of it, the oldest first, and forgets the pause in time."""
+    """When the pause has ended, the relay publishes all of it, and nothing of another receiver's that lasts."""
     mine, other = receiving(Signal(), guarantee="durable"), receiving(Signal(), guarantee="durable")
     place(using, mine, 3)
     place(using, other, state=State.PAUSED)
@@ -145,24 +147,57 @@ def test_it_goes_on(using: str, receiving: Receiving, broker: Any) -> None:
 
     assert 3 == relay.once()
     assert {"paused": 1, "sent": 3} == states(using)
-    assert pauses(using).filter(receiver=mine.name).exists()
-
-    pauses(using).filter(receiver=mine.name).update(ended_at=datetime(2026, 1, 1, tzinfo=UTC))
-    Upkeep(relay.app, using).look_at_pauses()
-    assert [other.name] == list(pauses(using).values_list("receiver", flat=True))
+    assert [other.name] == list(paused(using))
 
 
 def test_many_go_on_in_steps(celery_app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits for a pause to end is brought back a part at a time, as long as there is more."""
-    monkeypatch.setattr("django_celery_signals.durable.upkeep.BATCH", 2)
-    assert BATCH > 2
+    monkeypatch.setattr("django_celery_signals.durable.upkeep.UNPARKED", 2)
     place("default", NAME, 3, state=State.PAUSED)
-    pause(NAME, "default")
-    resume(NAME, "default")
-    upkeep = Upkeep(celery_app, "default")
+    place("default", "tests.another", 1, state=State.PAUSED)
+    upkeep, first = Upkeep(celery_app, "default"), deliveries("default").order_by("pk").first()
 
-    assert [True, False, False] == [upkeep.look_at_pauses() for _ in range(3)]
-    assert {"ready": 3} == states("default")
+    assert upkeep.look_at_pauses()
+    assert {"paused": 1, "ready": 3} == states("default")
+    first.refresh_from_db()
+    assert State.READY == first.state
+    assert [True, False] == [upkeep.look_at_pauses() for _ in range(2)]
+    assert {"ready": 4} == states("default")
+
+
+@pytest.mark.parametrize("using", ["postgres", "mariadb"])
+def test_many_paused_cost_nothing(using: str) -> None:
+    """Of very many that are paused, those of another receiver are found by an index alone."""
+    place(using, NAME, 2000, state=State.PAUSED, due_at=None)
+    place(using, "tests.zebra", 3, state=State.PAUSED, due_at=None)
+    with connections[using].cursor() as cursor:
+        cursor.execute("ANALYZE TABLE django_celery_signals_delivery" if using == "mariadb" else "ANALYZE")
+    assert [NAME, "tests.zebra"] == deliveries(using).parked()
+
+    rows = deliveries(using).filter(state=State.PAUSED, receiver="tests.zebra").order_by("pk")
+
+    assert "dcs_delivery_kept" in rows.explain()
+    assert 2 == deliveries(using).unpark("tests.zebra", 2)
+
+
+@everywhere
+def test_a_pause_is_nobodys_event(using: str) -> None:
+    """No receiver of every sender's is told of a pause, which is no business of the project's."""
+    seen: list[Any] = []
+
+    def note(sender: Any, **_: Any) -> None:
+        seen.append(sender)
+
+    signals = (pre_save, post_save, pre_delete, post_delete)
+    for signal in signals:
+        signal.connect(note)
+    try:
+        assert pause(NAME, using)
+        assert resume(NAME, using)
+    finally:
+        for signal in signals:
+            signal.disconnect(note)
+    assert [] == seen
 
 
 @everywhere
@@ -209,7 +244,7 @@ def test_who_opens_is_not_kept_waiting(using: str) -> None:
         connection = connections[using]
         connection.set_autocommit(False)
         try:
-            pauses(using).create(receiver=NAME, since=datetime.now(UTC))
+            pause(NAME, using)
             begun.set()
             ended.wait(10)
         finally:
