@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from asgiref.sync import iscoroutinefunction
 from celery import Celery
 from django.apps import apps
 from django.dispatch import Signal
@@ -17,6 +18,7 @@ from .options import SendingOptions, merged
 from .senders import label_of
 
 ANY = "*"  # the label of every sender
+OBJECT = "an object"  # the label of one that is neither a class that is known nor named by a connection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +52,47 @@ def connected() -> list[Connected]:
     return sorted(found, key=lambda one: (one.signal_name, one.sender, one.receiver, str(one.uid)))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plain:
+    """A receiver that Django calls at once, where the signal is sent: no task of ours."""
+
+    receiver: Any  # a function, a bound method or another callable
+    sender: str  # as of :class:`Connected`
+    sender_class: type | None
+    is_async: bool
+
+
+def plain(signal: Signal) -> list[Plain]:
+    """Return the other receivers of a signal, in the order in which Django calls them; none of the library's own."""
+    senders = _senders()
+    found = [
+        Plain(receiver=receiver, sender=label, sender_class=sender if isinstance(sender, type) else None, is_async=own)
+        for receiver, sender, label, own in _others(signal, senders)
+    ]
+    return sorted(found, key=lambda one: one.is_async)  # coroutines are run after all others, at the same time
+
+
+def _others(signal: Signal, senders: dict[int, Any]) -> Iterator[tuple[Any, Any, str, bool]]:
+    for (_, sender_id), receiver in _held_by(signal):
+        if receiver is None or isinstance(receiver, Spelling) or _is_ours(receiver):
+            continue
+        sender = senders.get(sender_id)
+        label = label_of(sender) if sender is not None else ANY if sender_id == id(None) else OBJECT
+        yield receiver, sender, label, iscoroutinefunction(receiver)
+
+
+def _is_ours(receiver: Any) -> bool:
+    return str(getattr(receiver, "__module__", "")).partition(".")[0] == __package__
+
+
+def _held_by(signal: Signal) -> Iterator[tuple[Any, Any]]:
+    """Yield the receivers of a signal, each behind what Django tells it apart by; None: it is gone."""
+    for key, held, *_ in list(signal.receivers):  # what more there is depends on Django's version
+        yield key, held() if isinstance(held, weakref.ReferenceType) else held
+
+
 def _of(signal: Signal, senders: dict[int, Any]) -> Iterator[Connected]:
-    for (uid, sender_id), held, *_ in list(signal.receivers):  # what more there is depends on Django's version
-        spelling = held() if isinstance(held, weakref.ReferenceType) else held
+    for (uid, sender_id), spelling in _held_by(signal):
         if isinstance(spelling, Spelling):
             sender = spelling.own.family or senders.get(sender_id)
             yield _connected(signal, spelling, uid, sender, _label(spelling, sender, sender_id))
@@ -83,7 +123,7 @@ def _own_id(spelling: Spelling) -> tuple[int, int]:
 def _label(spelling: Spelling, sender: Any, sender_id: int) -> str:
     if sender is not None:
         return f"{label_of(sender)} and its subclasses" if spelling.own.family else label_of(sender)
-    return ANY if sender_id == id(None) else "an object"
+    return ANY if sender_id == id(None) else OBJECT
 
 
 def _senders() -> dict[int, Any]:

@@ -7,9 +7,9 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from ...operating import failed, listing, running, standing
+from ...operating import explaining, failed, listing, running, standing
 
-WORDS = [*listing.WORDS, *standing.WORDS, *running.WORDS, *failed.WORDS]
+WORDS = [*listing.WORDS, *explaining.WORDS, *standing.WORDS, *running.WORDS, *failed.WORDS]
 
 
 class Command(BaseCommand):
