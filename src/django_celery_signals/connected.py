@@ -101,23 +101,24 @@ def _of(signal: Signal, senders: dict[int, Any]) -> Iterator[Connected]:
 def _connected(signal: Signal, spelling: Spelling, uid: Any, sender: Any, label: str) -> Connected:
     target, own = spelling.__self__, spelling.own
     task: Any = target.app.tasks.get(target.name)
-    is_given = uid != _own_id(spelling)
     return Connected(
         signal=signal,
         signal_name=names.signal_name(signal),
         receiver=target.name,
         sender=label,
         sender_class=sender if isinstance(sender, type) else None,
-        uid=uid if is_given and not own.family else None,
+        uid=_given_uid(spelling, uid),
         app=target.app,
         task=task,
         options=merged(own, task) if task is not None else own,
     )
 
 
-def _own_id(spelling: Spelling) -> tuple[int, int]:
-    """Return how Django tells a bound method apart that has no ``dispatch_uid``."""
-    return id(spelling.__self__), id(spelling.__func__)
+def _given_uid(spelling: Spelling, uid: Any) -> Any:
+    """Return the ``dispatch_uid`` that was given; without one Django tells a bound method apart by two numbers."""
+    if spelling.own.family is not None:
+        return str(uid).partition(":subclasses:")[2] or None
+    return None if uid == (id(spelling.__self__), id(spelling.__func__)) else uid
 
 
 def _label(spelling: Spelling, sender: Any, sender_id: int) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from django.apps import apps
 from django.core.management.base import OutputWrapper
 from django.db.models.signals import ModelSignal, m2m_changed, post_delete, post_save, pre_delete, pre_save
 from django.dispatch import Signal
@@ -17,8 +18,9 @@ from ..dispatch import AUDIT
 from ..durable import saving
 from ..senders import label_of
 from .finding import Subject, called_at_once, relations_of, sender_name, sent_to, shown_name, subject_of, through_of
+from .phrases import either, function_name
 from .tables import write_facts, write_text
-from .wording import either, facts_of, function_name
+from .wording import facts_of
 from .words import Options, Word
 
 _OF_ROWS: dict[Signal, str] = {
@@ -59,7 +61,9 @@ class Part:
 
 def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "what", help="app.Model, app.Model.field (many-to-many), or a signal: post_save, app.signals:name"
+        "what",
+        metavar="WHAT",
+        help="app.Model, app.Model.field (many-to-many), or a signal: post_save, app.signals:name",
     )
 
 
@@ -69,15 +73,18 @@ def _explain(options: Options, out: OutputWrapper) -> None:
     Raises:
         CommandError: for what is no model, relation or signal.
     """
-    name, parts = _parts_of(subject_of(options["what"]))
+    subject = subject_of(options["what"])
+    name, parts = _parts_of(subject)
     shown = [part for part in parts if part.tasks or part.others]
     tasks = [one for part in shown for one in part.tasks]
     if tasks:
         _write_overview(out, name, shown)
     else:
-        modules = either(f"{module}.py" for module in conf.get().AUTODISCOVER or ["no module"])
         write_text(out, f"{name}: no worker runs anything, for no task is connected to it in this process.")
-        write_text(out, f"Receivers are found in {modules} of the apps in INSTALLED_APPS.")
+        write_text(out, _where_receivers_are())
+    if subject.relation is None and (note := _note_on_subclasses(subject.model)):
+        out.write("")
+        write_text(out, note)
     common = _common(tasks)
     if common:
         out.write("")
@@ -86,6 +93,13 @@ def _explain(options: Options, out: OutputWrapper) -> None:
     for part in shown:
         _write_part(out, part, common)
     _write_legend(out, tasks)
+
+
+def _where_receivers_are() -> str:
+    if not conf.get().AUTODISCOVER:
+        return "Receivers are found nowhere by themselves: AUTODISCOVER is empty."
+    modules = either(f"{module}.py" for module in conf.get().AUTODISCOVER)
+    return f"Receivers are found in {modules} of the apps in INSTALLED_APPS (AUTODISCOVER)."
 
 
 # What there is -------------------------------------------------------------------------------------------------------
@@ -105,7 +119,7 @@ def _parts_of_model(model: Any) -> Iterator[Part]:
     for relation in relations_of(model):
         yield _part_of_relation(relation)
     for signal in dict.fromkeys(one.signal for one in connected() if one.sender_class is model):
-        if signal not in (*_OF_ROWS, m2m_changed):
+        if signal not in _OF_ROWS:
             name = shown_name(names.signal_name(signal))
             yield _part(f"When {name} is sent by {model._meta.label}", signal, model, short=f"{name} sent")
 
@@ -166,6 +180,14 @@ def _occasions(part: Part, one: Connected) -> list[str]:
     return created if one.options.created is True else [*created, "updated"]
 
 
+def _note_on_subclasses(model: Any) -> str:
+    """Say what surprises many: a proxy, and a child with a table of its own, send as themselves."""
+    others = [one._meta.label for one in apps.get_models() if model and one is not model and issubclass(one, model)]
+    if not others:
+        return ""
+    return f"A save through {either(others)} is sent by that class, and so not what is said here: explain it instead."
+
+
 def _common(tasks: Sequence[Connected]) -> Facts:
     """Return what is the same for several receivers, so that it need not be said of each."""
     known = [facts_of(one) for one in tasks if one.task is not None]
@@ -198,7 +220,7 @@ def _is_broader(one: Connected, part: Part) -> bool:
 
 def _called_at_once(part: Part) -> str:
     where = "where the signal is sent" if not isinstance(part.signal, ModelSignal) else "in the process that does it"
-    stops = " One that raises stops it, and what is connected after that one." if part.tasks else ""
+    stops = " If one raises, what was connected after it is not called." if part.tasks else ""
     those = (f"{function_name(one.receiver)}{' (a coroutine)' if one.is_async else ''}" for one in part.others)
     return f"At once, {where}, Django calls {either(those, 'and')}.{stops}"
 

@@ -35,7 +35,7 @@ def subject_of(text: str) -> Subject:
     """
     model, field = _model_and_field(text)
     if model is not None:
-        return Subject(model=model, relation=_relation(model, field) if field else None)
+        return Subject(model=model, relation=_relation(model, field) if field else made_for(model))
     found = [one for one in known_signals() if is_named(one, text)]
     if len(found) > 1:
         those = ", ".join(sorted(map(names.signal_name, found)))
@@ -78,8 +78,12 @@ def _relation(model: type[Model], name: str) -> Any:
 
 
 def relations_of(model: type[Model]) -> list[Any]:
-    """Return the many-to-many fields of a model, its own and those that lead to it."""
-    return [one for one in model._meta.get_fields(include_hidden=False) if one.many_to_many and through_of(one)]
+    """Return the many-to-many fields of a model, its own and those that lead to it; of one that is both, its own."""
+    found = [one for one in model._meta.get_fields() if one.many_to_many and through_of(one) is not None]
+    by_sender: dict[Any, Any] = {}
+    for one in sorted(found, key=lambda one: one.auto_created):  # its own first
+        by_sender.setdefault(through_of(one), one)
+    return list(by_sender.values())
 
 
 def through_of(relation: Any) -> Any:
@@ -89,13 +93,17 @@ def through_of(relation: Any) -> Any:
     return getattr(relation.remote_field, "through", None)
 
 
+def made_for(model: Any) -> Any:
+    """Return the many-to-many field for which Django made a through model; None for any other sender."""
+    owner: Any = model._meta.auto_created if isinstance(model, type) and issubclass(model, Model) else None
+    own = owner._meta.local_many_to_many if owner else ()
+    return next((one for one in own if one.remote_field.through is model), None)
+
+
 def sender_name(sender: Any, label: str) -> str:
     """Return what to call a sender: the through model that Django made of a relation by the name of its field."""
-    owner: Any = sender._meta.auto_created if isinstance(sender, type) and issubclass(sender, Model) else None
-    if not owner:
-        return label
-    own = (one for one in owner._meta.local_many_to_many if one.remote_field.through is sender)
-    return next((f"{owner._meta.label}.{one.name}" for one in own), label)
+    field = made_for(sender)
+    return label if field is None else f"{field.model._meta.label}.{field.name}"
 
 
 def known_signals() -> list[Signal]:

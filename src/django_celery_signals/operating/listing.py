@@ -13,12 +13,15 @@ from django.core.management.base import OutputWrapper
 from .. import conf
 from ..connected import Connected, connected
 from ..durable import saving
+from ..durable.routes import queue_of
+from ..names import short_name
 from ..options import NAMES, RUNNING_NAMES
 from ..senders import label_of
 from ..task import ReceiverTask
 from .finding import did_you_mean, is_named, itself, sender_name, shown_name
+from .phrases import function_name
 from .tables import write_table, write_text
-from .wording import function_name, queue_in_words
+from .wording import queue_in_words
 from .words import Options, Word
 
 HEADINGS = ("SIGNAL", "SENDER", "RECEIVER", "QUEUE", "GUARANTEE", "OPTIONS")
@@ -29,6 +32,9 @@ _CELERYS = (
     "expires",
     "priority",
 )  # of Celery's, which say when it runs
+
+
+_DEFAULTS = {"raw": False, "coalesce": False, "instance": "fetch"}  # of the others: None
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
@@ -54,8 +60,8 @@ def _list(options: Options, out: OutputWrapper) -> None:
 
 
 def _has_sender(one: Connected, label: str) -> bool:
-    family = one.options.family
-    return label.lower() in {name.lower() for name in (one.sender, label_of(family), _sender(one))}
+    known = [one.sender, _sender(one)] + ([label_of(one.sender_class)] if one.sender_class is not None else [])
+    return label.lower() in map(str.lower, known)
 
 
 def _sender(one: Connected) -> str:
@@ -98,7 +104,7 @@ def _differing(one: Connected) -> Iterator[tuple[str, Any]]:
         yield "task", "missing"
     for name in NAMES:
         value = getattr(one.options, name)
-        if name not in ("guarantee", "queue") and value is not None and value is not False:
+        if name not in ("guarantee", "queue") and value not in (None, _DEFAULTS.get(name)):
             yield name, value
     yield from _differing_of_task(one)
 
@@ -132,14 +138,14 @@ def _facts(one: Connected) -> dict[str, Any]:
     """Return everything that is known of a connection, under names that stay; what is not known is null."""
     family, known = one.options.family, (*RUNNING_NAMES, *_CELERYS)
     return {
-        "signal": shown_name(one.signal_name),
+        "signal": short_name(one.signal_name) or None,
         "signal_name": one.signal_name,
         "sender": _sender(one) if family is None else label_of(family),
         "subclasses": family is not None,
         "receiver": one.receiver,
         "dispatch_uid": None if one.uid is None else str(one.uid),
         "guarantee": one.guarantee,
-        "queue": queue_in_words(one),
+        "queue": queue_of(one.app, one.receiver, {"queue": one.options.queue}),
         "options": {name: _plain(getattr(one.options, name)) for name in NAMES},
         "running_options": one.task and {name: _plain(_of_task(one.task, name)) for name in known},
         "atomic_saves": _are_atomic(one),

@@ -31,7 +31,8 @@ WORDS = [
     Word(
         name="status",
         help="count the deliveries, and show the keys that a failed one blocks",
-        teaches="Count the deliveries of each database by their states, and show the keys that a failed one blocks.",
+        teaches="Count the deliveries of each database by their states, and show the keys that a failed one blocks, "
+        "with how many wait behind each. Example: manage.py signals status --database default",
         add_arguments=add_database,
         run=_status,
     )

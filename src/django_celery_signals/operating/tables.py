@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import textwrap
 import time
@@ -70,9 +71,12 @@ def shortened(text: str, width: int) -> str:
     if len(text) <= width:
         return text
     ellipsis = "\N{HORIZONTAL ELLIPSIS}"
-    if " " in text:
-        return f"{text[: width - 1].rstrip()}{ellipsis}"
-    return f"{ellipsis}{text[len(text) - width + 1 :]}"
+    if _NAME.fullmatch(text):
+        return f"{ellipsis}{text[len(text) - width + 1 :]}"
+    return f"{text[: width - 1].rstrip()}{ellipsis}"
+
+
+_NAME = re.compile(r"[\w.:]+")
 
 
 def _drawn(headings: Sequence[str], cells: Iterable[Sequence[str]]) -> str | None:
@@ -81,7 +85,7 @@ def _drawn(headings: Sequence[str], cells: Iterable[Sequence[str]]) -> str | Non
         console_of, table_of, box = (import_module(f"rich.{name}") for name in ("console", "table", "box"))
     except ImportError:
         return None
-    table = table_of.Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = table_of.Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in headings:
         table.add_column(heading, overflow="fold")
     for row in cells:

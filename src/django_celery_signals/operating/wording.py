@@ -6,21 +6,19 @@ import fnmatch
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any
 
-from django.db.models.signals import ModelSignal, post_delete, post_save, pre_delete, pre_save
+from django.db.models.signals import ModelSignal, m2m_changed, post_save, pre_save
 from django.dispatch import Signal
 
 from ..bridge import SNAPSHOT_SIGNALS
 from ..connected import Connected
 from ..contradictions import M2M_ACTIONS
-from ..durable.failing import hooks
 from ..durable.routes import queue_of
 from ..keys import MAX_WAIT, takes_turns
-from ..parameters import never_sends
-from ..policy import LONGEST_PAUSE, most_retries
 from ..senders import label_of
+from .outcomes import LIMITS, behind, fails, former_names, given_up, kept, runs
+from .phrases import either, function_name, key_in_words, seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,30 +38,12 @@ def facts_of(one: Connected) -> list[tuple[str, str]]:
             "every process does, such as receivers.py or tasks.py of an installed app."
         )
         return [("missing", missing)]
-    told = ((fact.label, " ".join(fact.words(one))) for fact in FACTS)
-    return [(label, text) for label, text in told if text]
+    told = ((fact.label, [*fact.words(one)]) for fact in FACTS)
+    return [(label, " ".join([said[0], *map(_begun, said[1:])])) for label, said in told if said]
 
 
-def either(words: Iterable[str], last: str = "or") -> str:
-    """Return "a, b or c"."""
-    *first, end = words
-    return f"{', '.join(first)} {last} {end}" if first else end
-
-
-def seconds(value: float) -> str:
-    """Return a duration in words."""
-    return f"{value:g} {'second' if value == 1 else 'seconds'}"
-
-
-def function_name(function: Any) -> str:
-    """Return where a function is found; of a lambda its line, for it has no name."""
-    while isinstance(function, partial):
-        function = function.func
-    if getattr(function, "__name__", "") == "<lambda>":
-        return f"{function.__module__}.<lambda>:{function.__code__.co_firstlineno}"
-    if not hasattr(function, "__qualname__"):  # an object that can be called
-        return f"{type(function).__module__}.{type(function).__qualname__}"
-    return f"{function.__module__}.{function.__qualname__}"
+def _begun(sentence: str) -> str:
+    return f"{sentence[0].upper()}{sentence[1:]}"
 
 
 # Which sendings ----------------------------------------------------------------------------------------------------
@@ -94,7 +74,7 @@ def _occasion(one: Connected) -> str:
         return f"when it is updated{changed}, not when it is created (created=False)"
     if changed:
         return f"when it is created, or updated{changed}"
-    return _OCCASIONS.get(one.signal) or ("each time" if never_sends(one.signal, "action") else _EACH_ACTION)
+    return _OCCASIONS.get(one.signal, "each time")
 
 
 def _actions(patterns: Iterable[str]) -> str:
@@ -110,10 +90,9 @@ def _actions(patterns: Iterable[str]) -> str:
 
 
 _VERBS = {"add": "added", "remove": "removed", "clear": "cleared"}
-_EACH_ACTION = f"{_actions(M2M_ACTIONS)}, so twice for each change (choose by action=)"
 _OCCASIONS: dict[Signal, str] = {
     **dict.fromkeys((pre_save, post_save), "each time, when it is created and when it is updated"),
-    **dict.fromkeys((pre_delete, post_delete), "each time"),
+    m2m_changed: f"{_actions(M2M_ACTIONS)}, so twice for each change (choose by action=)",
 }
 
 
@@ -174,7 +153,7 @@ def _starts(one: Connected) -> Iterable[str]:
 def _turns(one: Connected) -> Iterable[str]:
     if not takes_turns(one.options, one.task):
         return
-    key = _key(one)
+    key = key_in_words(one)
     if one.options.debounce is not None:
         longest = one.options.max_wait or MAX_WAIT * one.options.debounce
         yield (
@@ -188,95 +167,10 @@ def _turns(one: Connected) -> Iterable[str]:
         yield f"Sendings about {key} run one at a time, the oldest first (ordered=True); all others run beside them."
 
 
-def _key(one: Connected) -> str:
-    if one.options.key is not None:
-        return f"the same key, which is what {function_name(one.options.key)} returns (key=),"
-    return f"the same {label_of(one.sender_class)}" if _sends_itself(one) else "the same instance"
-
-
-def _sends_itself(one: Connected) -> bool:
-    return one.signal in (pre_save, post_save, pre_delete, post_delete) and one.sender_class is not None
-
-
 def _deadline(expires: Any) -> str:
     if isinstance(expires, datetime):
         return f"by {expires.isoformat(sep=' ')}"
     return f"{seconds(expires.total_seconds() if isinstance(expires, timedelta) else expires)} after the sending"
-
-
-# What happens in the worker ------------------------------------------------------------------------------------------
-
-
-def _runs(one: Connected) -> Iterable[str]:
-    if one.task.atomic:
-        yield "in a transaction: what it writes to the event's database is committed as a whole, or not at all."
-    else:
-        yield "in no transaction (atomic=False): what it writes before an error stays, and is written again by a retry."
-    if one.task.batch:
-        yield f"It is given a list of up to {one.task.most_together} events at once (batch=True, chunk_size=)."
-    elif one.task.most_together > 1:
-        yield f"Where many wait, up to {one.task.most_together} come in one message; each runs by itself (chunk_size=)."
-
-
-def _fails(one: Connected) -> Iterable[str]:
-    yield _retries(one)
-
-
-def _failed(one: Connected) -> Iterable[str]:
-    if one.guarantee != "durable":
-        yield "it is lost, and Celery logs the error."
-        return
-    yield "the delivery is kept with its traceback, for manage.py signals list-failed, retry and discard."
-    if called := hooks.get(one.receiver):
-        yield f"{either(map(function_name, called), 'and')} is called (@task.on_failed)."
-
-
-def _behind(one: Connected) -> Iterable[str]:
-    if takes_turns(one.options, one.task):
-        later = f"later sendings about {_key(one)}"
-        yield f"{later} {_BEHIND[one.task.blocks_key]}."
-    elif one.task.after_failure is not None:
-        yield f"no other waits for its turn, so on_failure={one.task.after_failure!r} changes nothing."
-
-
-_BEHIND = {
-    True: "wait until someone retries or discards what was given up (on_failure='block')",
-    False: "go on without what was given up (on_failure='park')",
-}
-
-
-def _retries(one: Connected) -> str:
-    named = getattr(one.task, "autoretry_for", ()) or ()
-    options = (getattr(one.task, "retry_kwargs", None) or {}) if named else {}
-    limit = options.get("max_retries", one.task.max_retries) if named else most_retries(one.task)
-    if limit == 0 or not (named or one.guarantee == "durable"):
-        return "is not tried again, unless the receiver asks for it (self.retry(), RetryAfter)."
-    errors = f"such as {either(error.__name__ for error in named)} (autoretry_for=) " if named else ""
-    times = "without end" if limit is None else "once" if limit == 1 else f"up to {limit} times"
-    pauses = (
-        _pauses(one.task, options.get("countdown")) if named else f"after 1, 2, 4, ... at most {LONGEST_PAUSE} seconds"
-    )
-    others = " Any other error fails at once." if named else ""
-    return f"{errors}is tried again {times} (max_retries=), {pauses}.{others}"
-
-
-def _pauses(task: Any, countdown: float | None) -> str:
-    """Return when Celery lets a task run again that names the errors which are worth it."""
-    backoff = getattr(task, "retry_backoff", False)
-    if not backoff:
-        return f"after {seconds(task.default_retry_delay if countdown is None else countdown)} each time"
-    first, longest = int(max(1, backoff)), getattr(task, "retry_backoff_max", LONGEST_PAUSE)
-    return f"after {first}, {first * 2}, {first * 4}, ... at most {longest} seconds (retry_backoff=)"
-
-
-def _kept(one: Connected) -> Iterable[str]:
-    if one.task.retain:
-        yield f"{seconds(one.task.retain)} after it has succeeded, as done (retain=)."
-
-
-def _names(one: Connected) -> Iterable[str]:
-    if one.task.former_names:
-        yield f"what was sent to {either(one.task.former_names, 'and')} (former_names=)."
 
 
 FACTS = (
@@ -289,10 +183,10 @@ FACTS = (
         options=("countdown", "debounce", "max_wait", "coalesce", "key", "ordered", "expires"),
         words=_starts,
     ),
-    Fact(label="runs", options=("atomic", "batch", "chunk_size"), words=_runs),
-    Fact(label="an error", options=("autoretry_for", "max_retries"), words=_fails),
-    Fact(label="if given up", options=(), words=_failed),
-    Fact(label="behind it", options=("on_failure",), words=_behind),
-    Fact(label="kept", options=("retain",), words=_kept),
-    Fact(label="also takes", options=("former_names",), words=_names),
+    Fact(label="runs", options=("atomic", "batch", "chunk_size", *LIMITS), words=runs),
+    Fact(label="an error", options=("autoretry_for", "max_retries"), words=fails),
+    Fact(label="if given up", options=(), words=given_up),
+    Fact(label="behind it", options=("on_failure",), words=behind),
+    Fact(label="kept", options=("retain",), words=kept),
+    Fact(label="also takes", options=("former_names",), words=former_names),
 )

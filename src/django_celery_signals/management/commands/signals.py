@@ -8,6 +8,7 @@ from typing import Any
 from django.core.management.base import BaseCommand
 
 from ...operating import explaining, failed, listing, running, standing
+from ...operating.words import Teaching
 
 WORDS = [*listing.WORDS, *explaining.WORDS, *standing.WORDS, *running.WORDS, *failed.WORDS]
 
@@ -21,7 +22,8 @@ class Command(BaseCommand):
         """Define the words and their options."""
         words = parser.add_subparsers(dest="word", required=True, metavar="|".join(word.name for word in WORDS))
         for word in WORDS:
-            word.add_arguments(words.add_parser(word.name, help=word.help, description=word.teaches))
+            about: dict[str, Any] = {"help": word.help, "description": word.teaches, "formatter_class": Teaching}
+            word.add_arguments(words.add_parser(word.name, **about))
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Do what the word says."""
