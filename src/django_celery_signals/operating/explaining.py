@@ -13,14 +13,14 @@ from django.db.models.signals import ModelSignal, m2m_changed, post_delete, post
 from django.dispatch import Signal
 
 from .. import conf, names
+from ..broker import is_eager
 from ..connected import ANY, Connected, Plain, connected, plain
-from ..dispatch import AUDIT
 from ..durable import saving
 from ..senders import label_of
 from .finding import Subject, called_at_once, relations_of, sender_name, sent_to, shown_name, subject_of, through_of
 from .phrases import either, function_name
 from .tables import write_facts, write_text
-from .wording import facts_of
+from .wording import GUARANTEES, facts_of
 from .words import Options, Word
 
 _OF_ROWS: dict[Signal, str] = {
@@ -30,19 +30,6 @@ _OF_ROWS: dict[Signal, str] = {
     post_delete: "When a {} is deleted",
 }
 
-
-GUARANTEES = {
-    "durable": "what is sent is kept as a row, the delivery, in the sender's database until the receiver has "
-    "succeeded. It is written in the sender's transaction: what is committed reaches the receiver, whatever crashes; "
-    "what is rolled back does not. The receiver runs at least once; what it writes to that database in a transaction "
-    "(atomic=True) is committed exactly once.",
-    "on_commit": "the message goes to the broker once, after the commit, and never after a rollback. What the broker "
-    "or a worker then loses is lost.",
-    "immediate": "the message goes to the broker at once, also for what is rolled back later. When the broker does not "
-    "take it, whoever sent the signal gets the error.",
-    AUDIT: "the message goes to the broker at once, so that it survives the rollback that often comes with this "
-    "signal. When the broker does not take it, it is lost, and that is logged.",
-}
 
 Facts = list[tuple[str, str]]
 
@@ -79,6 +66,8 @@ def _explain(options: Options, out: OutputWrapper) -> None:
     tasks = [one for part in shown for one in part.tasks]
     if tasks:
         _write_overview(out, name, shown)
+        if any(is_eager(one.app) for one in tasks):
+            write_text(out, _EAGER, indent=2)
     else:
         write_text(out, f"{name}: no worker runs anything, for no task is connected to it in this process.")
         write_text(out, _where_receivers_are())
@@ -93,6 +82,9 @@ def _explain(options: Options, out: OutputWrapper) -> None:
     for part in shown:
         _write_part(out, part, common)
     _write_legend(out, tasks)
+
+
+_EAGER = "CELERY_TASK_ALWAYS_EAGER is on: no worker runs these, but the process that sends, as soon as they may start."
 
 
 def _where_receivers_are() -> str:
@@ -185,7 +177,8 @@ def _note_on_subclasses(model: Any) -> str:
     others = [one._meta.label for one in apps.get_models() if model and one is not model and issubclass(one, model)]
     if not others:
         return ""
-    return f"A save through {either(others)} is sent by that class, and so not what is said here: explain it instead."
+    those = either(others)
+    return f"Saves through {those} have that class as their sender, and are not what follows: explain it by itself."
 
 
 def _common(tasks: Sequence[Connected]) -> Facts:
@@ -258,19 +251,20 @@ _IN_NONE = (
 
 def _write_legend(out: OutputWrapper, tasks: Iterable[Connected]) -> None:
     """Say once what a word means that was used above."""
-    used = {one.guarantee for one in tasks if one.task is not None}
-    legend = [(name, text) for name, text in GUARANTEES.items() if name in used]
-    if not legend:
+    known = [one for one in tasks if one.task is not None]
+    used = {one.guarantee for one in known}
+    if not used:
         return
     out.write("")
     write_text(out, "What a guarantee means")
-    write_facts(out, legend, indent=2)
+    write_facts(out, ((name, text) for name, text in GUARANTEES.items() if name in used), indent=2)
     out.write("")
-    write_text(
-        out,
-        "What loaddata saves is sent only where that is said (raw=True). A word in brackets, such as (max_retries=), "
-        "is the option by which to change what stands before it.",
-    )
+    fixtures = any(isinstance(one.signal, ModelSignal) for one in known)
+    write_text(out, f"{_FIXTURES if fixtures else ''}{_BRACKETS}")
+
+
+_FIXTURES = "What loaddata saves is sent only where that is said (raw=True). "
+_BRACKETS = "A word in brackets, such as (max_retries=), is the option by which to change what stands before it."
 
 
 WORDS = [
@@ -284,5 +278,6 @@ WORDS = [
         "shop.Order.tags; manage.py signals explain post_save",
         add_arguments=_add_arguments,
         run=_explain,
+        checks=False,  # what they complain of can be seen here
     )
 ]

@@ -182,5 +182,6 @@ WORDS = [
         "--sender shop.Order; manage.py signals list --json",
         add_arguments=_add_arguments,
         run=_list,
+        checks=False,  # what they complain of can be seen here
     )
 ]

@@ -52,7 +52,7 @@ def given_up(one: Connected) -> Iterable[str]:
 def behind(one: Connected) -> Iterable[str]:
     """Say what that means for those of its key."""
     if takes_turns(one.options, one.task):
-        later = f"later sendings about {key_in_words(one)}"
+        later = f"later sendings about {key_in_words(one) if one.options.key is None else 'the same key'}"
         yield f"{later} {_BEHIND[one.task.blocks_key]}."
     elif one.task.after_failure is not None:
         yield f"no other waits for its turn, so on_failure={one.task.after_failure!r} changes nothing."
@@ -72,7 +72,7 @@ def _retries(one: Connected) -> str:
         return "is not tried again (max_retries=0)."
     if not named and one.guarantee != "durable":
         return "is not tried again, unless the receiver asks for it (self.retry(), RetryAfter)."
-    errors = f"such as {either(error.__name__ for error in named)} (autoretry_for=) " if named else ""
+    errors = f"{either(error.__name__ for error in named)} (autoretry_for=) " if named else ""
     times = "without end" if limit is None else "once" if limit == 1 else f"up to {limit} times"
     pauses = (
         _pauses(one.task, options.get("countdown")) if named else f"after 1, 2, 4, ... at most {LONGEST_PAUSE} seconds"

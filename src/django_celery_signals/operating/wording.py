@@ -11,14 +11,29 @@ from typing import Any
 from django.db.models.signals import ModelSignal, m2m_changed, post_save, pre_save
 from django.dispatch import Signal
 
-from ..bridge import SNAPSHOT_SIGNALS
+from ..bridge import SNAPSHOT_SIGNALS, check_signal
 from ..connected import Connected
 from ..contradictions import M2M_ACTIONS
+from ..dispatch import AUDIT
 from ..durable.routes import queue_of
+from ..exceptions import ConnectError
 from ..keys import MAX_WAIT, takes_turns
 from ..senders import label_of
 from .outcomes import LIMITS, behind, fails, former_names, given_up, kept, runs
 from .phrases import either, function_name, key_in_words, seconds
+
+GUARANTEES = {
+    "durable": "what is sent is kept as a row, the delivery, in the sender's database until the receiver has "
+    "succeeded. It is written in the sender's transaction: what is committed reaches the receiver, whatever crashes; "
+    "what is rolled back does not. The receiver runs at least once; what it writes to that database in a transaction "
+    "(atomic=True) is committed exactly once.",
+    "on_commit": "the message goes to the broker once, after the commit, and never after a rollback. What the broker "
+    "or a worker then loses is lost.",
+    "immediate": "the message goes to the broker at once, also for what is rolled back later. When the broker does not "
+    "take it, whoever sent the signal gets the error.",
+    AUDIT: "the message goes to the broker at once, so that it survives the rollback that often comes with this "
+    "signal. When the broker does not take it, it is lost, and that is logged.",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +53,10 @@ def facts_of(one: Connected) -> list[tuple[str, str]]:
             "every process does, such as receivers.py or tasks.py of an installed app."
         )
         return [("missing", missing)]
+    try:
+        check_signal(one.signal, one.receiver)
+    except ConnectError as error:  # of a plain connect(), which asks nothing
+        return [("refused", f"each time the signal is sent, by an error: {error}")]
     told = ((fact.label, [*fact.words(one)]) for fact in FACTS)
     return [(label, " ".join([said[0], *map(_begun, said[1:])])) for label, said in told if said]
 
@@ -91,7 +110,7 @@ def _actions(patterns: Iterable[str]) -> str:
 
 _VERBS = {"add": "added", "remove": "removed", "clear": "cleared"}
 _OCCASIONS: dict[Signal, str] = {
-    **dict.fromkeys((pre_save, post_save), "each time, when it is created and when it is updated"),
+    **dict.fromkeys((pre_save, post_save), "each time: when it is created, and when it is updated"),
     m2m_changed: f"{_actions(M2M_ACTIONS)}, so twice for each change (choose by action=)",
 }
 
@@ -99,9 +118,9 @@ _OCCASIONS: dict[Signal, str] = {
 # What it is given ----------------------------------------------------------------------------------------------------
 
 _MISSING = {
-    "discard": "If the row is gone by then, nothing runs: the event is dropped, with a line in the log.",
-    "retry": "If the row is gone by then, the run is tried again, for it may come (on_missing='retry').",
-    "fail": "If the row is gone by then, the run fails with InstanceMissing (on_missing='fail').",
+    "discard": "gone by then, nothing runs: the event is dropped, with a line in the log (on_missing=).",
+    "retry": "gone by then, the run is tried again, for it may come (on_missing='retry').",
+    "fail": "gone by then, the run fails with InstanceMissing (on_missing='fail').",
 }
 
 
@@ -112,9 +131,10 @@ def _given(one: Connected) -> Iterable[str]:
         reason = "not written yet" if one.signal is pre_save else "deleted"
         yield f"the values as they were when the signal was sent, for the row is {reason}."
     elif isinstance(one.signal, ModelSignal):
-        yield f"the row as it is when the worker reads it. {_MISSING[one.task.on_missing]}"
+        yield f"the row as it is when the worker reads it. If it is {_MISSING[one.task.on_missing]}"
     else:
-        yield f"what was sent; model instances are read again by the worker. {_MISSING[one.task.on_missing]}"
+        yield "what was sent; model instances in it are read again by the worker."
+        yield f"If the row of one is {_MISSING[one.task.on_missing]}"
 
 
 # How it gets to the worker -------------------------------------------------------------------------------------------
@@ -141,9 +161,8 @@ def _starts(one: Connected) -> Iterable[str]:
         where = "its row waits" if one.guarantee == "durable" else "its message waits in a worker"
         yield f"{seconds(countdown)} after the sending at the earliest (countdown=); until then {where}."
     elif own.debounce is None:
-        yield "as soon as a worker is free" + (
-            ", after the commit." if one.guarantee in ("durable", "on_commit") else "."
-        )
+        after = "after the commit, " if one.guarantee in ("durable", "on_commit") else ""
+        yield f"{after}as soon as a worker is free."
     yield from turns
     expires = one.task.expires if own.expires is None else own.expires
     if expires is not None:

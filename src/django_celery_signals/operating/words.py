@@ -22,6 +22,7 @@ class Word:
     teaches: str  # what --help says above the options, and "Examples: " at its end, with semicolons between
     add_arguments: Callable[[ArgumentParser], None]
     run: Callable[[Options, OutputWrapper], None]  # may raise CommandError
+    checks: bool = True  # whether an error of ``manage.py check`` keeps it from running
 
 
 class Teaching(HelpFormatter):

@@ -12,7 +12,7 @@ import pytest
 from celery import Celery
 from django.contrib.auth.signals import user_login_failed
 from django.core.management.base import CommandError
-from django.db.models.signals import m2m_changed, post_delete, post_migrate, post_save, pre_save
+from django.db.models.signals import m2m_changed, post_delete, post_init, post_migrate, post_save, pre_save
 from django.dispatch import Signal
 
 from django_celery_signals import connect, disconnect
@@ -207,9 +207,11 @@ def test_subclasses_send_as_themselves(receiving: Receiving) -> None:
     receiving(post_save, sender=Order)
     receiving(post_save, sender=Tag)
 
-    note = "A save through shop.PriorityOrder or shop.RushOrder is sent by that class, and so not what is said here"
+    note = (
+        "Saves through shop.PriorityOrder or shop.RushOrder have that class as their sender, and are not what follows"
+    )
     assert note in say("explain", "shop.Order")
-    assert "A save through" not in say("explain", "shop.Tag") + say("explain", "post_save")
+    assert "Saves through" not in say("explain", "shop.Tag") + say("explain", "post_save")
 
 
 @pytest.mark.parametrize(
@@ -270,6 +272,14 @@ def test_a_missing_task(receiving: Receiving, celery_app: Celery) -> None:
     assert ["missing"] == list(said[task.name])
     assert re.match("the Celery app .* has no task of this name, so nothing is sent.", said[task.name]["missing"])
     assert "guarantee" in said[other.name]
+
+
+def test_a_signal_that_is_refused(tasks: Tasks, plainly: Callable[..., None]) -> None:
+    """Of a signal that can have no receiver in a worker it says so, with the reason."""
+    task = tasks.shared()
+    plainly(post_init, task.delay, sender=Tag)
+
+    assert "sent for every instance that is loaded" in facts_of(task, "post_init")["refused"]
 
 
 # What Django calls by itself -----------------------------------------------------------------------------------------
@@ -357,7 +367,7 @@ OPTIONS: list[tuple[str, Signal, dict[str, Any], str, str]] = [
         post_save,
         {"when": is_large},
         "sent",
-        f"each time, when it is created and when it is updated, but only {WHEN}",
+        f"each time: when it is created, and when it is updated, but only {WHEN}",
     ),
     (
         "changed",
@@ -464,7 +474,7 @@ OPTIONS: list[tuple[str, Signal, dict[str, Any], str, str]] = [
         post_save,
         {"autoretry_for": (ValueError, KeyError)},
         "an error",
-        "such as ValueError or KeyError (autoretry_for=) is tried again up to 3 times (max_retries=), after 180 "
+        "ValueError or KeyError (autoretry_for=) is tried again up to 3 times (max_retries=), after 180 "
         "seconds each time. Any other error fails at once.",
     ),
     (
@@ -565,9 +575,14 @@ def test_words_of_a_family(tasks: Tasks) -> None:
             post_save,
             Tag,
             "shop.Tag",
-            "the row as it is when the worker reads it. If the row is gone by then, nothing runs",
+            "the row as it is when the worker reads it. If it is gone by then, nothing runs",
         ),
-        (paid, None, "paid", "what was sent; model instances are read again by the worker."),
+        (
+            paid,
+            None,
+            "paid",
+            "what was sent; model instances in it are read again by the worker. If the row of one is gone",
+        ),
     ],
 )
 def test_what_is_given(receiving: Receiving, signal: Signal, sender: Any, what: str, given: str) -> None:
@@ -585,7 +600,7 @@ def test_defaults(receiving: Receiving) -> None:
         "before objects are added, removed or cleared and after objects are added, removed or cleared, so twice for "
         "each change (choose by action=)."
     ) == facts["sent"]
-    assert "as soon as a worker is free, after the commit." == facts["starts"]
+    assert "after the commit, as soon as a worker is free." == facts["starts"]
     assert "is not tried again, unless the receiver asks for it (self.retry(), RetryAfter)." == facts["an error"]
     assert "it is lost, and Celery logs the error." == facts["if given up"]
     assert {"behind it", "kept", "also takes"}.isdisjoint(facts)
@@ -612,6 +627,30 @@ def test_immediate(receiving: Receiving) -> None:
     task = receiving(paid, guarantee="immediate")
 
     assert "as soon as a worker is free." == facts_of(task, "paid")["starts"]
+
+
+def test_failures_of_a_key(receiving: Receiving) -> None:
+    """What a failure means for a key that a function makes is said without naming the function again."""
+    task = receiving(paid, key=customer, ordered=True, guarantee="durable")
+
+    assert "later sendings about the same key wait until" in facts_of(task, "paid")["behind it"]
+
+
+def test_eager(receiving: Receiving) -> None:
+    """Where Celery runs tasks at once, it is said that no worker does."""
+    receiving(paid)
+    assert "CELERY_TASK_ALWAYS_EAGER" not in say("explain", "paid")
+
+    configure({"task_always_eager": True})
+
+    assert "\n  CELERY_TASK_ALWAYS_EAGER is on: no worker runs these" in say("explain", "paid")
+
+
+def test_fixtures(receiving: Receiving) -> None:
+    """That fixtures are left out is said of signals that they send."""
+    receiving([post_save, paid])
+
+    assert [True, False] == ["loaddata" in say("explain", what) for what in ("post_save", "paid")]
 
 
 def test_who_is_told(receiving: Receiving, monkeypatch: pytest.MonkeyPatch) -> None:

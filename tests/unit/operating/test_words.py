@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+from typing import Any
 
 import pytest
+from django.core.management import call_command
 from django.core.management.base import CommandParser
 
 from django_celery_signals.management.commands.signals import WORDS, Command
-from django_celery_signals.operating.words import Teaching
+from django_celery_signals.operating.words import Teaching, Word
 
 
 def parser_of(word: str) -> CommandParser:
@@ -51,3 +53,17 @@ def test_help_lists_the_words() -> None:
     said = Command().create_parser("manage.py", "signals").format_help()
 
     assert [] == [word.name for word in WORDS if f" {word.name} " not in said or not word.help]
+
+
+@pytest.mark.parametrize(
+    "word", [word for word in WORDS if word.name in ("list", "explain", "status")], ids=lambda word: word.name
+)
+def test_checks(word: Word, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What shows the cause of an error of ``manage.py check`` is not kept from running by it."""
+    checked: list[Any] = []
+    monkeypatch.setattr(Command, "check", lambda self, **options: checked.append(options))
+    monkeypatch.setattr(Command, "handle", lambda self, **options: None)
+
+    call_command("signals", word.name, *(["post_save"] if word.name == "explain" else []), skip_checks=False)
+
+    assert (word.name == "status") is bool(checked) is word.checks
