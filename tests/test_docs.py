@@ -46,6 +46,7 @@ from tests import shop
 from tests.drain import Published, drain, run, take
 from tests.lanes import Stage, step
 from tests.receiving import Receiving
+from tests.saying import shown
 from tests.shop import models
 from tests.shop.models import Customer, Order, Tag, User
 
@@ -261,6 +262,17 @@ def test_command_line(page: Any, celery_app: Celery, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out.startswith(retried)  # and nothing in the other databases
     run(celery_app, repeated(celery_app))
     assert Customer.objects.get().spent == 20
+
+
+def test_explained(page: Any, celery_app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the reference shows of explain is what it says of the README's receiver, on a terminal."""
+    page(block_with(README, "@receiver_task(post_save, sender=Order)\ndef update_spending"), "shop.receivers")
+    celery_app.conf.task_default_queue = "celery"
+    prompt = re.compile(r"^\$ python manage\.py signals (explain .*)\n([^`]*)^```", re.MULTILINE)
+    [(command, answer)] = prompt.findall(REFERENCE)
+
+    said = shown(monkeypatch, 100, *command.split())
+    assert answer == re.sub(r"Saves through .*?\n\n", "", said, flags=re.DOTALL)  # which only the tests' shop has
 
 
 def words_of(line: str) -> list[str]:

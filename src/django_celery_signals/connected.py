@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from asgiref.sync import iscoroutinefunction
 from celery import Celery
 from django.apps import apps
 from django.dispatch import Signal
@@ -18,6 +19,7 @@ from .senders import label_of
 from .task import ReceiverTask
 
 ANY = "*"  # the label of every sender
+OBJECT = "an object"  # the label of one that is neither a class that is known nor named by a connection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,13 +54,55 @@ def connected() -> list[Connected]:
     return sorted(found, key=lambda one: (one.signal_name, one.sender, one.receiver, str(one.uid)))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plain:
+    """A receiver that Django calls at once, where the signal is sent: no task of ours."""
+
+    receiver: Any  # a function, a bound method or another callable
+    sender: str  # as of :class:`Connected`
+    sender_class: type | None
+    is_async: bool
+
+
+def plain(signal: Signal) -> list[Plain]:
+    """Return the other receivers of a signal, in the order in which Django calls them; none of the library's own."""
+    senders = _senders()
+    found = [
+        Plain(receiver=receiver, sender=label, sender_class=sender if isinstance(sender, type) else None, is_async=own)
+        for receiver, sender, label, own in _others(signal, senders)
+    ]
+    return sorted(found, key=lambda one: one.is_async)  # coroutines are run after all others, at the same time
+
+
+def _others(signal: Signal, senders: dict[int, Any]) -> Iterator[tuple[Any, Any, str, bool]]:
+    for (_, sender_id), receiver in _held_by(signal):
+        if receiver is None or isinstance(receiver, (Spelling, ReceiverTask)) or _is_ours(receiver):
+            continue
+        sender = senders.get(sender_id)
+        label = label_of(sender) if sender is not None else ANY if sender_id == id(None) else OBJECT
+        yield receiver, sender, label, iscoroutinefunction(receiver)
+
+
+def _is_ours(receiver: Any) -> bool:
+    return str(getattr(receiver, "__module__", "")).partition(".")[0] == __package__
+
+
+def _held_by(signal: Signal) -> Iterator[tuple[Any, Any]]:
+    """Yield the receivers of a signal, each behind what Django tells it apart by; None: it is gone."""
+    for key, held, *_ in list(signal.receivers):  # what more there is depends on Django's version
+        yield key, held() if isinstance(held, weakref.ReferenceType) else held
+
+
 def _of(signal: Signal, senders: dict[int, Any]) -> Iterator[Connected]:
-    for (uid, sender_id), held, *_ in list(signal.receivers):  # what more there is depends on Django's version
-        spelling = held() if isinstance(held, weakref.ReferenceType) else held
-        if isinstance(spelling, Spelling):
-            yield _connected(signal, spelling.__self__, spelling.own, (uid, sender_id), senders)
-        elif isinstance(spelling, ReceiverTask):  # as signal.connect(task) leaves it
-            yield _connected(signal, target_of(str(spelling.name)), SendingOptions(), (uid, sender_id), senders)
+    for (uid, sender_id), held in _held_by(signal):
+        if isinstance(held, Spelling):
+            own_id: Any = id(held.__self__), id(held.__func__)  # how Django tells it apart without a dispatch_uid
+            target, own = held.__self__, held.own
+        elif isinstance(held, ReceiverTask):  # as signal.connect(task) leaves it
+            own_id, target, own = id(held), target_of(str(held.name)), SendingOptions()
+        else:
+            continue
+        yield _connected(signal, target, own, (None if uid == own_id else uid, sender_id), senders)
 
 
 def _connected(
@@ -67,7 +111,6 @@ def _connected(
     uid, sender_id = key
     sender = own.family or senders.get(sender_id)
     task: Any = target.app.tasks.get(target.name)
-    is_given = not (isinstance(uid, (int, tuple)) or own.family)
     return Connected(
         signal=signal,
         signal_name=names.signal_name(signal),
@@ -75,17 +118,22 @@ def _connected(
         sender=_label(own, sender, sender_id),
         sender_id=sender_id,
         sender_class=sender if isinstance(sender, type) else None,
-        uid=uid if is_given else None,
+        uid=_given_uid(own, uid),
         app=target.app,
         task=task,
         options=merged(own, task) if task is not None else own,
     )
 
 
+def _given_uid(own: SendingOptions, uid: Any) -> Any:
+    """Return the ``dispatch_uid`` that was given; a connection to a family of senders has one of its own around it."""
+    return uid if own.family is None else str(uid).partition(":subclasses:")[2] or None
+
+
 def _label(own: SendingOptions, sender: Any, sender_id: int) -> str:
     if sender is not None:
         return f"{label_of(sender)} and its subclasses" if own.family else label_of(sender)
-    return ANY if sender_id == id(None) else "an object"
+    return ANY if sender_id == id(None) else OBJECT
 
 
 def _senders() -> dict[int, Any]:

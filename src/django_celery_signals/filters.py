@@ -31,7 +31,7 @@ def lets_through(options: SendingOptions, sending: Sending, receiver: str) -> bo
         isinstance(sending.sender, type) and issubclass(sending.sender, options.family)
     ):
         return False
-    if options.exclude is not None and any(_is_excluded(sending.sender, entry) for entry in options.exclude):
+    if options.exclude is not None and any(is_excluded(sending.sender, entry) for entry in options.exclude):
         return False
     if options.action is not None and not _any_match(kwargs.get("action"), options.action):
         return False
@@ -40,7 +40,8 @@ def lets_through(options: SendingOptions, sending: Sending, receiver: str) -> bo
     return options.when is None or _ask(options.when, sending, receiver)
 
 
-def _is_excluded(sender: Any, entry: Any) -> bool:
+def is_excluded(sender: Any, entry: Any) -> bool:
+    """Tell whether a sender is the one that an entry of ``exclude=`` names."""
     label = _label_of(entry)
     if label is None:
         return sender is entry

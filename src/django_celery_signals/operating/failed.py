@@ -65,7 +65,8 @@ WORDS = [
         help="show failed deliveries, the newest first",
         teaches="Show the deliveries that were given up, the newest first: database and id, when, receiver, what was "
         "sent, fingerprint (the error's type and the first function of your own code that it came through), attempts, "
-        "crashes. Never a value of what was sent.",
+        "crashes. Never a value of what was sent. Example: manage.py signals list-failed --signal post_save "
+        "--limit 10",
         add_arguments=_add_listed,
         run=_list,
     ),

@@ -40,7 +40,8 @@ WORDS = [
         help="publish due deliveries until SIGTERM; any number may run at once",
         teaches="Publish due deliveries until SIGTERM, then finish the batch. Every worker does the same in its main "
         "process, unless EMBED_RELAY is off; any number may run at once. A shorter --idle lets what the fast path "
-        "leaves come sooner, for one cheap query each time.",
+        "leaves come sooner, for one cheap query each time. Examples: manage.py signals relay; "
+        "manage.py signals relay --once --database default",
         add_arguments=_add_arguments,
         run=_relay,
     )

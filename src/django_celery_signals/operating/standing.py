@@ -163,7 +163,7 @@ WORDS = [
         "has waited that is due (the number to watch: it grows when no relay or no worker runs), which receivers are "
         "paused, when the probes of queues came back, which keys a failed delivery blocks; and whether the broker "
         "answers. With --check it ends with 1 when --max-lag or --max-failed is exceeded or the broker is away, and "
-        "says so: manage.py signals status --check --max-lag 60",
+        "says so. Example: manage.py signals status --check --max-lag 60",
         add_arguments=_add_arguments,
         run=_status,
     )

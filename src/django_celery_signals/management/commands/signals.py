@@ -7,9 +7,13 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from ...operating import failed, listing, pausing, purging, running, standing
+from ...operating import explaining, failed, listing, pausing, purging, running, standing
+from ...operating.words import Teaching, Word
 
-WORDS = [*listing.WORDS, *standing.WORDS, *running.WORDS, *failed.WORDS, *pausing.WORDS, *purging.WORDS]
+WORDS = [
+    *(*listing.WORDS, *explaining.WORDS, *standing.WORDS, *running.WORDS, *failed.WORDS),
+    *(*pausing.WORDS, *purging.WORDS),
+]
 
 
 class Command(BaseCommand):
@@ -21,9 +25,19 @@ class Command(BaseCommand):
         """Define the words and their options."""
         words = parser.add_subparsers(dest="word", required=True, metavar="|".join(word.name for word in WORDS))
         for word in WORDS:
-            word.add_arguments(words.add_parser(word.name, help=word.help, description=word.teaches))
+            about: dict[str, Any] = {"help": word.help, "description": word.teaches, "formatter_class": Teaching}
+            word.add_arguments(words.add_parser(word.name, **about))
+
+    def execute(self, *args: Any, **options: Any) -> str | None:
+        """Do what the word says, after the system checks where it asks for them."""
+        skipped = options["skip_checks"] or not _word(options["word"]).checks
+        return super().execute(*args, **{**options, "skip_checks": skipped})
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Do what the word says."""
-        (word,) = (word for word in WORDS if word.name == options["word"])
-        word.run(options, self.stdout)
+        _word(options["word"]).run(options, self.stdout)
+
+
+def _word(name: str) -> Word:
+    (word,) = (word for word in WORDS if word.name == name)
+    return word
