@@ -6,7 +6,7 @@ What every run executes is in ``working``. ``due_at`` always means "when the rel
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from operator import attrgetter
@@ -191,22 +191,38 @@ class DeliveryQuerySet(WorkQuerySet):
         """Return those that were given up."""
         return self.filter(state=State.FAILED)
 
-    def retry(self) -> int:
+    def retry(self, each: Callable[[int], None] = lambda count: None) -> int:
         """Let failed deliveries start anew; return how many. Those whose payload is erased stay as they are.
 
         One that blocks its key is the next of it; one that was parked waits for its turn, before all younger ones.
+
+        Args:
+            each: told after each step how many more are done.
         """
         anew = {"state": State.READY, "due_at": In(0), "finished_at": None, "claim": None}
         counts = dict.fromkeys(("attempts", "crashes", "reruns", "sends"), 0)
-        return sum(rows.update(**anew, **counts) for rows in self.filter(payload__isnull=False)._failed_in_steps())
+        kept = self.filter(payload__isnull=False)
+        return _sum((rows.update(**anew, **counts) for rows in kept._failed_in_steps()), each)
 
-    def discard(self) -> int:
-        """Delete failed deliveries, and let those go on that waited behind them; return how many were deleted."""
-        return sum(rows.drop() for rows in self._failed_in_steps())
+    def discard(self, each: Callable[[int], None] = lambda count: None) -> int:
+        """Delete failed deliveries, and let those go on that waited behind them; return how many were deleted.
+
+        Args:
+            each: told after each step how many more are done.
+        """
+        return _sum((rows.drop() for rows in self._failed_in_steps()), each)
 
     def _failed_in_steps(self) -> Iterator[DeliveryQuerySet]:
         """Yield them in parts, by their keys: where no index leads to them, a statement would lock all it looks at."""
         return self.failed().in_steps(list(self.failed().values_list("pk", flat=True)))
+
+
+def _sum(steps: Iterator[int], each: Callable[[int], None]) -> int:
+    total = 0
+    for count in steps:
+        total += count
+        each(count)
+    return total
 
 
 def _old(seconds: float) -> Q:

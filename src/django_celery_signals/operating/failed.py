@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
-from collections.abc import Callable
 
 from django.core.management.base import OutputWrapper
 
 from ..durable.deliveries import DeliveryQuerySet
 from .choosing import add_filters, chosen, count, narrows
+from .tables import progress
 from .words import Options, Word
 
 
@@ -42,7 +42,7 @@ def _retry(options: Options, out: OutputWrapper) -> None:
     for rows in chosen(options, careful=True):
         kept = rows.filter(payload__isnull=False)
         lost = rows.filter(payload__isnull=True).count()
-        _change(options, out, kept, kept.retry, "retried")  # of a blocked key: those behind it go on after it
+        _change(options, out, kept, "retry", "retried")  # of a blocked key: those behind it go on after it
         if lost:
             out.write(f"{rows.db}: {lost} cannot be retried: they have lost their payload. Discard them.")
 
@@ -50,12 +50,14 @@ def _retry(options: Options, out: OutputWrapper) -> None:
 def _discard(options: Options, out: OutputWrapper) -> None:
     """Delete the failed deliveries that were chosen."""
     for rows in chosen(options, careful=True):
-        _change(options, out, rows, rows.discard, "discarded")
+        _change(options, out, rows, "discard", "discarded")
 
 
-def _change(options: Options, out: OutputWrapper, rows: DeliveryQuerySet, verb: Callable[[], int], done: str) -> None:
-    behind = rows.behind()
-    words = f"{rows.count()} would be {done}" if options["dry_run"] else f"{verb()} {done}"
+def _change(options: Options, out: OutputWrapper, rows: DeliveryQuerySet, verb: str, done: str) -> None:
+    behind, words = rows.behind(), f"{rows.count()} would be {done}"
+    if not options["dry_run"]:
+        with progress(out, rows.count() if out.isatty() else 0, f"{rows.db}: {verb}") as each:
+            words = f"{getattr(rows, verb)(each)} {done}"
     out.write(f"{rows.db}: {words}" + (f"; {behind} wait behind these and go on" if behind else ""))
 
 

@@ -11,6 +11,7 @@ from ..durable.clock import In
 from ..durable.deliveries import DeliveryQuerySet, deliveries
 from ..durable.rows import STEP, State
 from .choosing import add_database, aliases
+from .tables import progress
 from .words import Options, Word
 
 DAY = 86_400.0  # seconds
@@ -56,12 +57,11 @@ def _in_steps(rows: DeliveryQuerySet, name: str, out: OutputWrapper) -> int:
         "failed": lambda found: found.discard(),
     }
     deleted, last = 0, 0
-    while ids := list(rows.filter(pk__gt=last).order_by("pk").values_list("pk", flat=True)[:STEP]):
-        deleted, last = deleted + verbs[name](deliveries(rows.db).filter(pk__in=ids)), ids[-1]
-        if out.isatty():
-            out.write(f"\r{rows.db}: {deleted} {name} deleted", ending="")
-    if out.isatty():
-        out.write("\r", ending="")
+    with progress(out, rows.count() if out.isatty() else 0, f"{rows.db}: purge") as each:
+        while ids := list(rows.filter(pk__gt=last).order_by("pk").values_list("pk", flat=True)[:STEP]):
+            count, last = verbs[name](deliveries(rows.db).filter(pk__in=ids)), ids[-1]
+            deleted += count
+            each(count)
     return deleted
 
 

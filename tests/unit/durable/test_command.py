@@ -348,6 +348,18 @@ def test_purge(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"done": 1, "ready": 1} == states("default")
 
 
+@pytest.mark.parametrize("verb", ["retry", "discard"])
+def test_many_in_a_terminal(verb: str) -> None:
+    """In a terminal it says how far it is."""
+    failed()
+    out = Terminal()
+
+    call_command("signals", verb, "--all", "--database=default", stdout=out)
+
+    assert f"default: {verb}" in out.getvalue()
+    assert out.getvalue().endswith(f"default: 1 {'retried' if verb == 'retry' else 'discarded'}\n")
+
+
 def test_purge_in_a_terminal() -> None:
     """In a terminal it says how far it is."""
     place("default", "shop.note", state=State.DONE, finished_at=moment(-3 * DAY))
@@ -355,7 +367,8 @@ def test_purge_in_a_terminal() -> None:
 
     call_command("signals", "purge", "--older-than=1", "--database=default", stdout=out)
 
-    assert "\rdefault: 1 done deleted\rdefault: 1 done deleted\n" == out.getvalue()
+    assert "default: purge: 1 of 1" in out.getvalue()
+    assert out.getvalue().endswith("default: 1 done deleted\n")
 
 
 class Terminal(StringIO):
