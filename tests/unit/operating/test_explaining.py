@@ -27,14 +27,14 @@ from tests.receiving import Receiving
 from tests.saying import say, shown
 from tests.shop.models import Club, Invoice, Membership, Order, Person, Receipt, Stamped, Tag
 
-paid = Signal()
-shipped = Signal()
+sold = Signal()
+bartered = Signal()
 
 
 class Shelf:
     """Holds a signal that has another's name."""
 
-    shipped = Signal()
+    bartered = Signal()
 
 
 class Till:
@@ -101,11 +101,11 @@ def test_a_model(receiving: Receiving, plainly: Callable[..., None]) -> None:
     updated = receiving(pre_save, sender="shop.Order", created=None)
     deleted = receiving(post_delete, sender=Order)
     tagged = receiving(m2m_changed, sender="shop.Order.tags")
-    rung = receiving(paid, sender=Order)
+    rung = receiving(sold, sender=Order)
     other = receiving(post_save, sender=Tag)
 
     lines = say("explain", "shop.order").splitlines()
-    titles = [line for line in lines if line.startswith(("Before", "When"))]
+    titles = [line for line in lines if line.startswith(("Before", "When")) and "sent by" not in line]
 
     assert "shop.Order: what a worker runs afterwards" == lines[0]
     overview = dict(re.split(r" {2,}", line.strip()) for line in lines[1 : lines.index("")])
@@ -115,15 +115,15 @@ def test_a_model(receiving: Receiving, plainly: Callable[..., None]) -> None:
         "updated": short[updated],
         "deleted": short[deleted],
         "tags changed": short[tagged],
-        "paid sent": short[rung],
-    } == overview
+        "sold sent": short[rung],
+    }.items() <= overview.items()  # other tests leave receivers at signals of their own
     assert [
         "Before a shop.Order is saved (pre_save)",
         "When a shop.Order is saved (post_save)",
         "When a shop.Order is deleted (post_delete)",
         "When shop.Order.tags is changed (m2m_changed)",
-        "When paid is sent by shop.Order",
     ] == titles
+    assert "When sold is sent by shop.Order" in lines[lines.index(titles[-1]) :]
     assert other.name not in "\n".join(lines)
 
 
@@ -162,20 +162,20 @@ def test_through_models(receiving: Receiving) -> None:
     assert task.name in say("explain", "shop.Club.members")
 
 
-@pytest.mark.parametrize("name", ["paid", f"{__name__}:paid", f"{__name__}.paid"])
+@pytest.mark.parametrize("name", ["sold", f"{__name__}:sold", f"{__name__}.sold"])
 def test_a_signal(receiving: Receiving, name: str) -> None:
     """Of a signal it says who receives it, from which senders; it may be named with its module or without."""
-    every = receiving(paid)
-    mine = receiving(paid, sender=Till)
+    every = receiving(sold)
+    mine = receiving(sold, sender=Till)
 
     lines = say("explain", name).splitlines()
 
-    assert f"{__name__}:paid: what a worker runs afterwards" == lines[0]
+    assert f"{__name__}:sold: what a worker runs afterwards" == lines[0]
     assert [
         ["by any sender", every.name.rpartition(".")[2]],
         ["by Till", mine.name.rpartition(".")[2]],
     ] == [re.split(r" {2,}", line.strip()) for line in lines[1:3]]
-    assert ["When paid is sent by any sender", "When paid is sent by Till"] == [
+    assert ["When sold is sent by any sender", "When sold is sent by Till"] == [
         line for line in lines if line.startswith("When")
     ]
 
@@ -225,7 +225,7 @@ def test_subclasses_send_as_themselves(receiving: Receiving) -> None:
         ("shop.Order.qwertz", r"shop.Order has no field 'qwertz'\.$"),
         ("shop.Order.total", r"shop.Order.total is no many-to-many field, .* its many-to-many fields are tags\."),
         ("shop.Receipt.number", r"its many-to-many fields are none\."),
-        ("shipped", rf"'shipped' is the name of several signals: {__name__}:Shelf.shipped, {__name__}:shipped\."),
+        ("bartered", rf"'bartered' is the name of several signals: {__name__}:Shelf.bartered, {__name__}:bartered\."),
     ],
 )
 def test_names_of_nothing(what: str, reason: str) -> None:
@@ -236,10 +236,10 @@ def test_names_of_nothing(what: str, reason: str) -> None:
 
 def test_signals_of_one_name(receiving: Receiving) -> None:
     """Two signals that share a name are told apart by the rest of it."""
-    task = receiving(Shelf.shipped)
+    task = receiving(Shelf.bartered)
 
-    assert task.name in say("explain", f"{__name__}:Shelf.shipped")
-    assert task.name not in say("explain", f"{__name__}:shipped")
+    assert task.name in say("explain", f"{__name__}:Shelf.bartered")
+    assert task.name not in say("explain", f"{__name__}:bartered")
 
 
 # Nothing, and what is missing ----------------------------------------------------------------------------------------
@@ -299,13 +299,13 @@ def test_plain_receivers(receiving: Receiving, plainly: Callable[..., None]) -> 
 
 def test_plain_receivers_alone(plainly: Callable[..., None]) -> None:
     """They are named also where no task is connected."""
-    plainly(paid, touch)
+    plainly(sold, touch)
 
-    said = say("explain", "paid")
+    said = say("explain", "sold")
 
     assert "no worker runs anything" in said
     assert (
-        f"\nWhen paid is sent by any sender\n  At once, where the signal is sent, Django calls {__name__}.touch.\n"
+        f"\nWhen sold is sent by any sender\n  At once, where the signal is sent, Django calls {__name__}.touch.\n"
         in said
     )
 
@@ -321,7 +321,7 @@ def test_plain_receivers_alone(plainly: Callable[..., None]) -> None:
         (post_save, Tag, "shop.Tag", False, "a process that dies just then loses the event"),
         (post_delete, Tag, "shop.Tag", True, "Django does this in a transaction"),
         (m2m_changed, "shop.Order.tags", "shop.Order.tags", True, "Django does this in a transaction"),
-        (paid, None, "paid", True, "committed with the transaction in which the signal is sent"),
+        (sold, None, "sold", True, "committed with the transaction in which the signal is sent"),
     ],
 )
 def test_transactions(
@@ -382,7 +382,7 @@ OPTIONS: list[tuple[str, Signal, dict[str, Any], str, str]] = [
     ("created", post_save, {"created": False}, "sent", "when it is updated, not when it is created (created=False)."),
     ("action", m2m_changed, {"action": "post_*"}, "sent", "after objects are added, removed or cleared (action=)."),
     ("action", m2m_changed, {"action": ["*_add"]}, "sent", "before objects are added and after objects are added"),
-    ("action", paid, {"action": "refund"}, "sent", "when the action is refund (action=)."),
+    ("action", sold, {"action": "refund"}, "sent", "when the action is refund (action=)."),
     (
         "key",
         post_save,
@@ -423,7 +423,7 @@ OPTIONS: list[tuple[str, Signal, dict[str, Any], str, str]] = [
     ("expires", post_save, {"expires": datetime(2030, 1, 2, tzinfo=UTC)}, "starts", "by 2030-01-02 00:00:00+00:00"),
     (
         "exclude",
-        paid,
+        sold,
         {"exclude": [Tag, "shop.Invoice"]},
         "sent",
         "Not what shop.Tag or shop.Invoice sends (exclude=).",
@@ -436,7 +436,7 @@ OPTIONS: list[tuple[str, Signal, dict[str, Any], str, str]] = [
         "given",
         "the run is tried again, for it may come (on_missing='retry').",
     ),
-    ("on_missing", paid, {"on_missing": "fail"}, "given", "the run fails with InstanceMissing (on_missing='fail')."),
+    ("on_missing", sold, {"on_missing": "fail"}, "given", "the run fails with InstanceMissing (on_missing='fail')."),
     (
         "former_names",
         post_save,
@@ -516,8 +516,8 @@ OPTIONS: list[tuple[str, Signal, dict[str, Any], str, str]] = [
     ),
     ("rate_limit", post_save, {"rate_limit": "10/m"}, "runs", "Each worker begins 10/m at most (rate_limit=)."),
 ]
-SENDERS = {post_save: Order, m2m_changed: "shop.Order.tags", paid: None}
-SUBJECTS = {post_save: "shop.Order", m2m_changed: "shop.Order.tags", paid: "paid"}
+SENDERS = {post_save: Order, m2m_changed: "shop.Order.tags", sold: None}
+SUBJECTS = {post_save: "shop.Order", m2m_changed: "shop.Order.tags", sold: "sold"}
 
 
 def takes_events(events: Any) -> None: ...
@@ -578,9 +578,9 @@ def test_words_of_a_family(tasks: Tasks) -> None:
             "the row as it is when the worker reads it. If it is gone by then, nothing runs",
         ),
         (
-            paid,
+            sold,
             None,
-            "paid",
+            "sold",
             "what was sent; model instances in it are read again by the worker. If the row of one is gone",
         ),
     ],
@@ -624,51 +624,51 @@ def test_countdown_and_debounce(receiving: Receiving) -> None:
 
 def test_immediate(receiving: Receiving) -> None:
     """What is sent at once waits for no commit."""
-    task = receiving(paid, guarantee="immediate")
+    task = receiving(sold, guarantee="immediate")
 
-    assert "as soon as a worker is free." == facts_of(task, "paid")["starts"]
+    assert "as soon as a worker is free." == facts_of(task, "sold")["starts"]
 
 
 def test_failures_of_a_key(receiving: Receiving) -> None:
     """What a failure means for a key that a function makes is said without naming the function again."""
-    task = receiving(paid, key=customer, ordered=True, guarantee="durable")
+    task = receiving(sold, key=customer, ordered=True, guarantee="durable")
 
-    assert "later sendings about the same key wait until" in facts_of(task, "paid")["behind it"]
+    assert "later sendings about the same key wait until" in facts_of(task, "sold")["behind it"]
 
 
 def test_eager(receiving: Receiving) -> None:
     """Where Celery runs tasks at once, it is said that no worker does."""
-    receiving(paid)
-    assert "CELERY_TASK_ALWAYS_EAGER" not in say("explain", "paid")
+    receiving(sold)
+    assert "CELERY_TASK_ALWAYS_EAGER" not in say("explain", "sold")
 
     configure({"task_always_eager": True})
 
-    assert "\n  CELERY_TASK_ALWAYS_EAGER is on: no worker runs these" in say("explain", "paid")
+    assert "\n  CELERY_TASK_ALWAYS_EAGER is on: no worker runs these" in say("explain", "sold")
 
 
 def test_fixtures(receiving: Receiving) -> None:
     """That fixtures are left out is said of signals that they send."""
-    receiving([post_save, paid])
+    receiving([post_save, sold])
 
-    assert [True, False] == ["loaddata" in say("explain", what) for what in ("post_save", "paid")]
+    assert [True, False] == ["loaddata" in say("explain", what) for what in ("post_save", "sold")]
 
 
 def test_who_is_told(receiving: Receiving, monkeypatch: pytest.MonkeyPatch) -> None:
     """What @task.on_failed decorates is named."""
-    task = receiving(paid, guarantee="durable")
+    task = receiving(sold, guarantee="durable")
     monkeypatch.setitem(hooks, task.name, [touch, ping])
 
-    assert facts_of(task, "paid")["if given up"].endswith(
+    assert facts_of(task, "sold")["if given up"].endswith(
         f"This is told to {__name__}.touch and {__name__}.ping (@task.on_failed)."
     )
 
 
 def test_route_that_leads_nowhere(receiving: Receiving) -> None:
     """Where a route names no queue, it is said to be the route's."""
-    task = receiving(paid)
+    task = receiving(sold)
     configure({"task_routes": {task.name: {"exchange": "news", "routing_key": "all"}}})
 
-    assert "(by its route)" == facts_of(task, "paid")["queue"]
+    assert "(by its route)" == facts_of(task, "sold")["queue"]
 
 
 # How it looks --------------------------------------------------------------------------------------------------------
