@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
+from weakref import ReferenceType
 
 import pytest
 from celery import Celery
@@ -14,7 +15,8 @@ from django.db.models.signals import post_init, post_save, pre_save
 from django.dispatch import Signal
 from django.test import override_settings
 
-from django_celery_signals import connect, disconnect
+from django_celery_signals import connect, disconnect, names, receivers
+from django_celery_signals import connected as module
 from django_celery_signals.checks import project
 from django_celery_signals.durable import saving
 from django_celery_signals.durable.rows import State
@@ -23,6 +25,22 @@ from tests.receiving import Receiving
 from tests.shop.models import Order, Person, Tag
 
 bell = Signal()
+
+
+@pytest.fixture(autouse=True)
+def nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other tests, and the project of the tests, have connected is not looked at."""
+    before = {id(held) for signal in _signals() for _, held, *_ in signal.receivers}
+    monkeypatch.setattr(module, "_held_by", lambda signal: _newer(signal, before))
+
+
+def _signals() -> list[Signal]:
+    return [*names.known_signals(), *(one.signal for one in receivers.connections())]
+
+
+def _newer(signal: Signal, before: set[int]) -> list[tuple[Any, Any]]:
+    entries = [(key, held) for key, held, *_ in signal.receivers if id(held) not in before]
+    return [(key, held() if isinstance(held, ReferenceType) else held) for key, held in entries]
 
 
 def found(**options: Any) -> list[Any]:

@@ -71,6 +71,7 @@ WORDS = [
         "--limit 10",
         add_arguments=_add_listed,
         run=_list,
+        checks=False,
     ),
     Word(
         name="retry",

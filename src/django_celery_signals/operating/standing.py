@@ -166,5 +166,6 @@ WORDS = [
         "says so. Example: manage.py signals status --check --max-lag 60",
         add_arguments=_add_arguments,
         run=_status,
+        checks=False,
     )
 ]
