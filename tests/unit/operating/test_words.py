@@ -56,7 +56,7 @@ def test_help_lists_the_words() -> None:
 
 
 @pytest.mark.parametrize(
-    "word", [word for word in WORDS if word.name in ("list", "explain", "status")], ids=lambda word: word.name
+    "word", [word for word in WORDS if word.name in ("list", "explain", "status", "relay")], ids=lambda word: word.name
 )
 def test_checks(word: Word, monkeypatch: pytest.MonkeyPatch) -> None:
     """What shows the cause of an error of ``manage.py check`` is not kept from running by it."""
@@ -66,4 +66,4 @@ def test_checks(word: Word, monkeypatch: pytest.MonkeyPatch) -> None:
 
     call_command("signals", word.name, *(["post_save"] if word.name == "explain" else []), skip_checks=False)
 
-    assert (word.name == "status") is bool(checked) is word.checks
+    assert (word.name == "relay") is bool(checked) is word.checks
