@@ -50,18 +50,10 @@ class Probes:
     def work(self) -> bool:
         """Act on what has arrived, then probe, unless another relay has just done so; tell whether there is more."""
         more = self._sweep()
-        for queue in self._queues():
+        for queue in deliveries(self.using).queues():
             if self._is_old(queue) and (probe := self._turn(queue)) and not self._send(probe):
                 break
         return more
-
-    def _queues(self) -> list[str]:
-        """Return the names of queues with deliveries in them, hopping through the index: it may hold a million."""
-        found: list[str] = []
-        sent = deliveries(self.using).filter(state=State.SENT).order_by("queue")
-        while queue := sent.filter(queue__gt=found[-1] if found else "").values_list("queue", flat=True).first():
-            found.append(str(queue))
-        return found
 
     def _is_old(self, queue: str) -> bool:
         """Tell whether the oldest delivery in a queue is; asked for any such row, PostgreSQL would look everywhere."""
