@@ -32,7 +32,7 @@ def this_minute() -> int:
 
 
 def add(using: str, rows: Sequence[Row]) -> None:
-    """Add figures to those that a database has of the same minutes and receivers; all of them or none.
+    """Add figures to those that a database has of the same minutes and receivers, each once; all of them or none.
 
     Raises:
         django.db.Error: when the database does not take them. Where only its answer was lost, it may have.

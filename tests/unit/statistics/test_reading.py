@@ -123,6 +123,13 @@ def test_rates(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 1 == len(queries)
 
 
+def test_this_minute() -> None:
+    """Minutes are those since 1970, in UTC."""
+    before, now, after = datetime.now(UTC).timestamp(), table.this_minute(), datetime.now(UTC).timestamp()
+
+    assert before // 60 <= now <= after // 60
+
+
 def test_rates_of_no_time() -> None:
     """Rates of less than a minute are refused."""
     with pytest.raises(ValueError, match="minutes=0 must be at least 1"):
