@@ -140,7 +140,8 @@ def test_one_thread(flusher: Flusher) -> None:
     wait_until(lambda: 4 == len(sent("default")), what="the figures")
 
     assert 1 == len(threads())
-    assert all(connection.connection is None for connection in module._connections if connection.alias == "default")
+    mine = [connection for connection in module._connections if connection.alias == "default"]
+    wait_until(lambda: all(connection.connection is None for connection in mine), what="the end of the connection")
 
 
 @pytest.mark.django_db(transaction=True)
