@@ -36,6 +36,8 @@ FLOW = [
     *("receivers", "task", "execution", "durable.hold", "bridge", "dispatch", "durable.relay", "durable.outbox"),
     *("handover", "template", "carried", "keys", "options", "wire", "envelope", "publisher", "event"),
 ]
+# What stands beside the flow, which does without it.
+BESIDE = ("checks", "management", "operating", "statistics", "testing", "apps", "models")
 # What the library may need at run time. Everything else is the user's choice.
 REQUIRED = {"django", "celery", "kombu", "amqp", "asgiref"}
 
@@ -106,6 +108,12 @@ def test_there_is_no_cycle() -> None:
 def test_the_flow_has_one_direction(place: int) -> None:
     """A stage needs no stage that comes before it."""
     assert set() == reached_from(FLOW[place]) & set(FLOW[:place])
+
+
+@pytest.mark.parametrize("stage", FLOW)
+def test_the_flow_needs_nothing_beside_it(stage: str) -> None:
+    """What looks at the flow, or is told by it, can be taken away."""
+    assert [] == [module for module in reached_from(stage) if module.split(".")[0] in BESIDE]
 
 
 @pytest.mark.parametrize("module", MODULES)

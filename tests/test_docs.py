@@ -456,7 +456,7 @@ def test_blocked_key(page: Any, stage: Stage, capsys: pytest.CaptureFixture[str]
     (looking, seen), (retrying, retried) = PROMPT.findall(TROUBLES)
 
     call_command(*looking.split())
-    assert list(map(words_of, seen.splitlines())) == list(map(words_of, capsys.readouterr().out.splitlines()[:3]))
+    assert list(map(words_of, seen.splitlines())) == list(map(words_of, capsys.readouterr().out.splitlines()[:4]))
     call_command(*retrying.replace("default:17", f"default:{rows.get().pk}").split())
     assert retried == capsys.readouterr().out
     del code["print"]

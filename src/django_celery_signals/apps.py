@@ -8,6 +8,7 @@ from django.utils.module_loading import autodiscover_modules
 from . import conf
 from .checks import register_checks
 from .durable.embedded import embed
+from .statistics.counting import connect
 
 
 class DjangoCelerySignalsConfig(AppConfig):
@@ -23,8 +24,9 @@ class DjangoCelerySignalsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Import the modules, and let workers run the relay; an error in one of them is raised."""
+        """Import the modules, let workers run the relay, and count; an error in one of the modules is raised."""
         register_checks()
         embed()
+        connect()
         for module in conf.get().AUTODISCOVER:
             autodiscover_modules(module)

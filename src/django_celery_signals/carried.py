@@ -108,7 +108,10 @@ def discarded(task: Any, event: Event, reason: str) -> Ignore:
     return Ignore(reason)
 
 
-def failed(task: Any, event: Event | None, error: Exception, *, will_retry: bool = False) -> Exception:
-    """Tell that a run has failed, and return the error."""
-    tell(receiver_failed, task.name, event=event, error=getattr(error, "exc", None) or error, will_retry=will_retry)
+def failed(
+    task: Any, event: Event | None, error: Exception, *, will_retry: bool = False, using: str | None = None
+) -> Exception:
+    """Tell that a run has failed, and return the error; ``using`` says the database where the event may be unread."""
+    facts = {"will_retry": will_retry, "using": event.using if event is not None else using}
+    tell(receiver_failed, task.name, event=event, error=getattr(error, "exc", None) or error, **facts)
     return error

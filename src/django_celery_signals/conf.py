@@ -35,6 +35,7 @@ class Settings:
     EMBED_RELAY: bool = True  # run the relay in the main process of every worker
     ATOMIC_SAVES: bool = True  # save models with durable receivers in a transaction together with their deliveries
     FAILED_PAYLOAD_DAYS: float = 30.0  # after which a failed delivery keeps its cause, but no value any more
+    STATISTICS_DAYS: float = 7.0  # for which figures of each minute are kept; 0: none are counted
     MAX_DEPTH: int = 8  # how many receivers may have caused one another before a sending is refused
     REQUEST_EXTRAS: tuple[str, ...] = ()  # of a request, beside its facts: "query_string", "session_key"
     MAX_BINARY_BYTES: int = 1024 * 1024  # a longer binary value stays behind
@@ -64,6 +65,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "EMBED_RELAY": (lambda value: isinstance(value, bool), "True or False"),
     "ATOMIC_SAVES": (lambda value: isinstance(value, bool), "True or False"),
     "FAILED_PAYLOAD_DAYS": (is_positive, "a number of days greater than zero"),
+    "STATISTICS_DAYS": (
+        lambda value: is_positive(value) or (type(value) in (int, float) and value == 0),
+        "a number of days; 0: count nothing",
+    ),
     "MAX_DEPTH": (lambda value: is_positive(value) and isinstance(value, int), "a whole number of at least 1"),
     "REQUEST_EXTRAS": (
         lambda value: _are_strings(value) and set(value) <= set(REQUEST_EXTRAS),

@@ -135,6 +135,7 @@ def _message(app: Celery, envelope: Envelope, options: dict[str, Any]) -> Messag
         summary=envelope.summary,
         body=seal(envelope),
         options=options,
+        using=event.using,
     )
 
 

@@ -47,6 +47,7 @@ class Message:
     summary: str  # what was sent, in words
     body: Any  # what the broker carries: the signed envelope, or a delivery's reference
     options: dict[str, Any]  # of apply_async
+    using: str | None = None  # alias of the database that the sending belongs to
     lane: str | None = None  # where it waits for its turn, when it is published only then
     parts: Sequence[tuple[str, str]] = ()  # of several deliveries, the event's id and the signal's name of each
     is_probed: bool = True  # whether a loss is found out soon
@@ -150,7 +151,7 @@ def taken(message: Message) -> None:
     """Count and tell that the broker has a message, or was handed it where its confirm is not waited for."""
     for event_id, signal_name in message.parts or ((message.event_id, message.signal_name),):
         _count("sent")
-        tell(event_sent, message.receiver, event_id=event_id, signal_name=signal_name)
+        tell(event_sent, message.receiver, event_id=event_id, signal_name=signal_name, using=message.using)
 
 
 def publish_or_lose(message: Message, patience: Patience | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The tables: a row for each event and receiver, for each queue that is being probed, for each paused receiver."""
+"""The tables: a row for each delivery, each queue that is probed, each paused receiver, and each minute's figures."""
 
 from __future__ import annotations
 
@@ -84,3 +84,28 @@ class QueueProbe(models.Model):
 
     def __str__(self) -> str:
         return self.queue
+
+
+class Minute(models.Model):
+    """What happened in one minute to the deliveries for one receiver, and to all together; ``statistics`` reads it.
+
+    Figures, and no ledger: a process that is killed takes what it has counted in its last seconds with it.
+    """
+
+    pk = models.CompositePrimaryKey("receiver", "minute")
+    receiver = models.CharField(max_length=255)  # name of the task; empty: of all receivers
+    minute = models.IntegerField()  # since 1970, in UTC, by the clock of the process that counted
+    sent = models.PositiveIntegerField(default=0)  # messages that the broker took, for each publication
+    succeeded = models.PositiveIntegerField(default=0)
+    failed = models.PositiveIntegerField(default=0)  # for good
+    retried = models.PositiveIntegerField(default=0)  # runs that failed and were to be repeated
+    discarded = models.PositiveIntegerField(default=0)
+    runtime = models.FloatField(default=0.0)  # seconds, of all runs that succeeded
+    lag = models.FloatField(null=True)  # seconds for which the oldest waits that could run; only of all receivers
+    waiting = models.PositiveIntegerField(null=True)  # how many could run, up to a bound; only of all receivers
+
+    class Meta:
+        indexes = [models.Index(fields=["minute"], name="dcs_minute_minute")]
+
+    def __str__(self) -> str:
+        return f"{self.receiver or 'all receivers'}, minute {self.minute}"

@@ -11,7 +11,7 @@ from typing import Any
 from django.dispatch import Signal
 
 #: A message was taken by the broker, or handed to it where its confirm is not waited for. Arguments: ``event_id``,
-#: ``signal_name``.
+#: ``signal_name``, ``using`` (the alias of the sending's database).
 event_sent = Signal()
 #: An event will not arrive. Arguments: ``event_id``, ``signal_name``, ``summary``, ``error`` (the exception).
 event_lost = Signal()
@@ -19,7 +19,8 @@ event_lost = Signal()
 receiver_started = Signal()
 #: A receiver returned. Arguments: ``event``, ``runtime`` (seconds).
 receiver_succeeded = Signal()
-#: A receiver raised, or its envelope could not be read. Arguments: ``event`` (or None), ``error``, ``will_retry``.
+#: A receiver raised, or its envelope could not be read. Arguments: ``event`` (or None), ``error``, ``will_retry``,
+#: ``using`` (the alias of the sending's database; None where nothing says it).
 receiver_failed = Signal()
 #: An event was dropped on purpose. Arguments: ``event``, ``reason``.
 receiver_discarded = Signal()

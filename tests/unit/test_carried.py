@@ -101,7 +101,8 @@ def test_failed_for_good(held: Carried, event: Any, celery_app: Celery) -> None:
         outcome = held.fail(event, error)
 
     assert error is outcome
-    assert [{"receiver": held.task.name, "event": event, "error": error, "will_retry": False}] == heard
+    told = {"receiver": held.task.name, "event": event, "error": error, "will_retry": False, "using": "default"}
+    assert [told] == heard
     assert [] == take(celery_app)
 
 

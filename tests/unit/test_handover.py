@@ -214,7 +214,7 @@ def test_what_was_sent_is_told_and_counted(celery_app: Celery, receiving: Receiv
 
     (message,) = take(celery_app)
     told = {"receiver": task.name, "event_id": message.body["id"], "signal_name": f"{__name__}:closing_time"}
-    assert [told] == heard
+    assert [{**told, "using": "default"}] == heard
     assert before + 1 == counts["sent"]
 
 

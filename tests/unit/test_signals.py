@@ -69,7 +69,7 @@ def test_a_receiver_that_succeeds(receiving: Receiving, celery_app: Celery, told
     assert [(name, task.name) for name in ("event_sent", "receiver_started", "receiver_succeeded")] == [
         (name, receiver) for name, receiver, _ in told
     ]
-    assert {"event_id", "signal_name"} == set(sent)
+    assert {"event_id", "signal_name", "using"} == set(sent)
     assert {"event"} == set(started)
     assert {"event", "runtime"} == set(succeeded)
     assert sent["event_id"] == started["event"].id == succeeded["event"].id
@@ -87,7 +87,7 @@ def test_a_receiver_that_fails(receiving: Receiving, celery_app: Celery, told: A
 
     _, _, facts = told[-1]
     assert ["event_sent", "receiver_started", "receiver_failed"] == [name for name, _, _ in told]
-    assert {"event", "error", "will_retry"} == set(facts)
+    assert {"event", "error", "will_retry", "using"} == set(facts)
     assert (LookupError, False) == (type(facts["error"]), facts["will_retry"])
 
 

@@ -192,7 +192,7 @@ class Held:
         if not self._surely(lambda: give_up(self._row(), self.known, error, event, **counts)):
             return self._too_late(event, error) if self.completed else self._superseded(event)
         self.passes_on = not self.task.blocks_key
-        return failed(self.task, event, error)
+        return failed(self.task, event, error, using=self.lease.using)
 
     def raised(self, event: Event, error: Exception) -> Exception:
         """Decide on an error of the receiver's: its own policy goes first, Celery's words keep their meaning."""
@@ -253,7 +253,7 @@ class Held:
         reason = described(error, self.known.receiver)
         if not self._change(state=State.READY, due_at=In(seconds), **counts, **reason):
             return self._too_late(event, error) if self.completed else self._superseded(event)
-        failed(self.task, event, error, will_retry=True)
+        failed(self.task, event, error, using=self.lease.using, will_retry=True)
         if not self.task.request.is_eager:
             return Retry(exc=error, when=seconds)  # type: ignore[arg-type]
         # Eager, nobody would come for the row: as Celery does, run at once what asked for it, and show any other error.
@@ -274,7 +274,7 @@ class Held:
         error = error or LeaseLost(f"{self.known.receiver}: delivery {self.lease.pk} of {self.lease.using!r} is gone.")
         self.lease.ending = True
         logger.warning("%s", error)
-        failed(self.task, event, error, will_retry=True)
+        failed(self.task, event, error, using=self.lease.using, will_retry=True)
         return Ignore(str(error))
 
     def _too_late(self, event: Event | None, error: Exception) -> Exception:
@@ -282,7 +282,7 @@ class Held:
         logger.warning("%s succeeded, and then there was %r.", self.known.receiver, error, exc_info=error)
         if isinstance(error, Error):
             return Ignore(str(error))
-        return failed(self.task, event, error)
+        return failed(self.task, event, error, using=self.lease.using)
 
     def _row(self) -> DeliveryQuerySet:
         """Return the delivery to be ended; a renewal that finds it ended has lost nothing."""

@@ -121,6 +121,7 @@ def message_of(app: Celery, row: Any, using: str, *, lane: str | None = None) ->
         body=reference.carried(),
         # The row itself expires; Celery's own expiry would let a worker drop the message without a word.
         options={**options, "expires": None, "task_id": row.event_id, "retries": row.attempts},
+        using=using,
         lane=lane,
         is_probed=bool(getattr(row, "queue", "")),
     )

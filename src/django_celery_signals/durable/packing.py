@@ -81,5 +81,6 @@ def message_of_pack(app: Celery, pack: Pack, using: str) -> Message:
             "task_id": own_id,
             "retries": 0,
         },
+        using=using,
         parts=[(row.event_id, row.signal) for row in pack],
     )

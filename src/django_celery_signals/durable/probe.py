@@ -29,15 +29,6 @@ def probes(using: str) -> Any:
     return apps.get_model("django_celery_signals", "QueueProbe")._base_manager.using(using)
 
 
-def queues(using: str) -> list[str]:
-    """Return the names of queues with deliveries in them, hopping through the index: it may hold a million."""
-    found: list[str] = []
-    sent = deliveries(using).filter(state=State.SENT).order_by("queue")
-    while queue := sent.filter(queue__gt=found[-1] if found else "").values_list("queue", flat=True).first():
-        found.append(str(queue))
-    return found
-
-
 @shared_task(name=TASK, ignore_result=True, acks_late=False)
 def arrive(alias: str, queue: str, token: int, probed_at: str) -> None:
     """Note that a probe has reached a worker. While one waits to be acted on, later ones say nothing more."""
@@ -59,7 +50,7 @@ class Probes:
     def work(self) -> bool:
         """Act on what has arrived, then probe, unless another relay has just done so; tell whether there is more."""
         more = self._sweep()
-        for queue in queues(self.using):
+        for queue in deliveries(self.using).queues():
             if self._is_old(queue) and (probe := self._turn(queue)) and not self._send(probe):
                 break
         return more

@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from celery import Celery
@@ -32,6 +33,10 @@ LOOK = 0.5  # seconds that one look for strays lasts
 LONG_LOCK = 0.1  # seconds for which SQLite's lock may be waited for without a thought
 UNKNOWN_WAIT, UNKNOWN_TRIES = 60.0, 60  # seconds, times: an hour, for a deploy may be under way
 
+#: What else is done for a database, given its alias, and every how many seconds; it tells whether there is more. It has
+#: to keep its errors to itself, for one that is raised keeps the relay from publishing.
+further: dict[Callable[[str], bool], float] = {}
+
 
 class Upkeep:
     """Looks after the deliveries of one database, now and then."""
@@ -46,6 +51,7 @@ class Upkeep:
             self.lead_strays: STRAYS_EVERY,
             self.purge: PURGE_EVERY,
             self.look_at_pauses: PAUSES_EVERY,
+            **{partial(act, using): seconds for act, seconds in further.items()},
         }
         self.paused: frozenset[str] = frozenset()  # receivers, as of a moment ago
         self._lane = ""  # the last one that was looked at

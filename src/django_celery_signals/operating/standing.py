@@ -16,13 +16,15 @@ from ..broker import connection_for, is_fallback, project_app
 from ..durable.clock import In, instant
 from ..durable.deliveries import DeliveryQuerySet, deliveries
 from ..durable.pauses import paused
-from ..durable.probe import probes, queues
+from ..durable.probe import probes
 from ..durable.rows import State
 from ..durable.texts import LARGE
+from ..statistics import Figures, rates
 from .choosing import add_database, aliases
 from .words import Options, Word
 
 MAX_LAG = 60.0  # seconds
+RECENT = 5  # minutes
 MOST_SHOWN = 50  # blocked keys
 
 
@@ -60,20 +62,7 @@ def standing(alias: str) -> Standing:
     """Look at a database; this counts its rows."""
     rows = deliveries(alias)
     counts = dict(rows.order_by().values_list("state").annotate(Count("pk")))
-    return Standing(alias=alias, counts=counts, waiting=rows.waiting().count(), lag=lag(alias))
-
-
-def lag(alias: str) -> float:
-    """Return the seconds since the oldest delivery that could run was due, by the database's clock.
-
-    That is one that the relay should have published, that a worker should have opened, or whose worker is gone.
-    """
-    rows = deliveries(alias)
-    found = [rows.due(state).values_list("due_at", In(0)).first() for state in (State.READY, State.RUNNING)]
-    for queue in ("", *queues(alias)):  # one by one, for which there is an index
-        sent = rows.filter(state=State.SENT, queue=queue, sent_at__isnull=False).order_by("sent_at")
-        found.append(sent.values_list("sent_at", In(0)).first())
-    return max([0.0, *(_age(alias, *moments) for moments in found if moments is not None)])
+    return Standing(alias=alias, counts=counts, waiting=rows.waiting().count(), lag=rows.lag())
 
 
 def _age(alias: str, moment: datetime, now: datetime) -> float:
@@ -103,9 +92,17 @@ def _show(alias: str, options: Options, out: OutputWrapper) -> list[str]:
     words = ", ".join(f"{found.counts.get(state.value, 0)} {state.label}" for state in State)
     out.write(f"{alias}: {words}, {found.waiting} of the ready ones wait for their key's turn")
     out.write(f"{alias}: the oldest that is due has waited {found.lag:.0f} s")
+    out.write(f"{alias}: {_rates(alias)}")
     for line in (*_paused(alias), *_probed(alias), *_blocked(deliveries(alias))):
         out.write(f"{alias}:{line}")
     return list(_wrong(found, options))
+
+
+def _rates(alias: str) -> str:
+    """Say how much was done lately, as processes have written it down."""
+    found = rates(alias, minutes=RECENT).get("", Figures())
+    words = [f"{getattr(found, name):.1f} {name}" for name in ("sent", "succeeded", "retried", "failed", "discarded")]
+    return f"{', '.join(words)} a minute, in the last {RECENT} minutes"
 
 
 def _wrong(found: Standing, options: Options) -> Iterator[str]:

@@ -24,7 +24,7 @@ from django_celery_signals.durable.probe import probes
 from django_celery_signals.durable.relay import Relay
 from django_celery_signals.operating import choosing, listing, pausing, purging, standing
 from django_celery_signals.operating.purging import DAY
-from django_celery_signals.operating.standing import lag
+from django_celery_signals.statistics import table
 from tests.brokers import Broker
 from tests.delivering import moment, place, states
 from tests.drain import take
@@ -121,6 +121,9 @@ def test_status(some: dict[str, str]) -> None:
     when = f"{deliveries('default').get(pk=first).finished_at:%Y-%m-%d %H:%M:%S}"
     assert f"default: 3 ready, 0 sent, 0 running, 6 failed, 0 done, 0 paused, 3 of the ready ones {waits}" == lines[0]
     assert "default: the oldest that is due has waited 0 s" == lines[1]
+    rates = "default: 0.0 sent, 0.0 succeeded, 0.0 retried, 0.0 failed, 0.0 discarded a minute, in the last 5 minutes"
+    assert rates == lines.pop(2)
+    assert lines.pop(6).startswith("other: 0.0 sent")
     cause = "bell  shop.Boom in shop.views.buy"
     assert f"default:{first}  blocked since {when}  shop.note  key=shop.Order:5  behind=2  {cause}" == lines[2]
     assert lines[3].startswith(f"default:{last}  blocked since ")
@@ -136,7 +139,7 @@ def test_status_of_one_database(some: dict[str, str]) -> None:
     lines = say("status", "--database=other", "--no-broker").splitlines()
 
     assert lines[0].startswith("other: 0 ready, 0 sent, 0 running, 1 failed, 0 done, 0 paused, 0 of")
-    assert 2 == len(lines)
+    assert 3 == len(lines)
 
 
 def test_status_of_pauses_and_probes() -> None:
@@ -146,7 +149,7 @@ def test_status_of_pauses_and_probes() -> None:
     probes("default").create(queue="new", token=1, probed_at=moment(-9))
     probes("default").create(queue="unused", token=1)
 
-    lines = say("status", "--database=default", "--no-broker").splitlines()[2:]
+    lines = say("status", "--database=default", "--no-broker").splitlines()[3:]
 
     assert re.fullmatch(r"default: paused since \S+ \S+  shop.note", lines[0])
     assert re.fullmatch(r"default: probe of queue mail  sent \d+ s ago, last seen 3\d s ago", lines[1])
@@ -180,7 +183,7 @@ def test_lag(columns: dict[str, Any], seconds: int, using: str) -> None:
     place(using, "shop.note", **{**columns, **moments})
     place(using, "shop.note", due_at=moment(50))
 
-    assert seconds == pytest.approx(lag(using), abs=5)
+    assert seconds == pytest.approx(deliveries(using).lag(), abs=5)
 
 
 def test_status_for_a_monitor() -> None:
@@ -202,7 +205,7 @@ def test_status_of_many_blocked_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(3):
         failed(lane=f"{number}", slot=f"{number}", key=f"{number}")
 
-    lines = say("status", "--no-broker", "--database=default").splitlines()[2:]
+    lines = say("status", "--no-broker", "--database=default").splitlines()[3:]
 
     assert "default: the 2 keys that have been blocked longest; there are more" == lines[0]
     assert ["key=0", "key=1"] == [re.findall(r"key=\d", line)[0] for line in lines[1:]]
@@ -243,6 +246,15 @@ def test_lag_that_cannot_be(text: str) -> None:
     """A lag is a number above zero."""
     with pytest.raises(CommandError, match="must be a number of seconds above zero"):
         say("status", f"--max-lag={text}")
+
+
+def test_status_of_rates() -> None:
+    """How much was done lately is what processes have written down."""
+    table.add("default", [("", table.this_minute() - 1, (10, 5, 1, 2, 0, 1.5))])
+
+    said = say("status", "--no-broker", "--database=default")
+
+    assert "default: 2.0 sent, 1.0 succeeded, 0.4 retried, 0.2 failed, 0.0 discarded a minute" in said
 
 
 # pause, resume -------------------------------------------------------------------------------------------------------

@@ -10,13 +10,13 @@ from django.db.models.signals import post_delete, post_save, pre_delete, pre_sav
 
 from django_celery_signals.durable.clock import In
 from django_celery_signals.durable.deliveries import State, deliveries
-from django_celery_signals.models import Delivery, QueueProbe
+from django_celery_signals.models import Delivery, Minute, QueueProbe
 from tests.delivering import place
 from tests.parameters import each_database
 from tests.receiving import hearing
 
 APP = "django_celery_signals"
-TABLES = {Delivery._meta.db_table, QueueProbe._meta.db_table}
+TABLES = {model._meta.db_table for model in (Delivery, QueueProbe, Minute)}
 
 
 def tables(alias: str) -> set[str]:

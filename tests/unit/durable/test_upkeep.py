@@ -77,8 +77,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_each_has_its_time(celery_app: Celery, clock: Clock) -> None:
+def test_each_has_its_time(celery_app: Celery, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is done now and then, and at once again where there is more of it."""
+    monkeypatch.setattr(module, "further", {})
     upkeep, done, more = Upkeep(celery_app, "default"), [], iter([True])
 
     def act(name: str) -> Callable[[], bool]:
@@ -98,6 +99,20 @@ def test_each_has_its_time(celery_app: Celery, clock: Clock) -> None:
     assert [
         *(everything, "expire", "", soon, "expire probe pauses", "expire probe strays pauses", everything),
     ] == seen
+
+
+def test_what_others_add(celery_app: Celery, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What others have added is done for the relay's database at its own times, and at once where there is more."""
+    done, more = [], iter([True])
+    monkeypatch.setattr(module, "further", {lambda using: done.append(using) or next(more, False): 15.0})
+    upkeep, seen = Upkeep(celery_app, "default"), []
+    for seconds in (0, 0, 0, 14, 1, 5):
+        clock.now += seconds
+        upkeep.work()
+        seen.append(len(done))
+
+    assert [1, 2, 2, 2, 3, 3] == seen
+    assert {"default"} == set(done)
 
 
 @override_settings(DJANGO_CELERY_SIGNALS={"LEASE": 30})
