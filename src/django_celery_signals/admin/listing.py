@@ -1,0 +1,76 @@
+"""The list of deliveries: the newest first, with a page of rows read at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib.admin.utils import quote
+from django.contrib.admin.views.main import ChangeList
+from django.db import connections
+from django.db.models import Q
+from django.http import HttpRequest
+from django.urls import reverse
+
+from ..durable.clock import by_index
+from ..durable.deliveries import DeliveryQuerySet, deliveries
+from ..durable.rows import State
+from .bounds import LOOKED_AT, newest, of_age
+from .choices import AGES, STATES
+from .facts import object_url
+from .places import place_of, read_place
+from .searching import about
+
+FEW = (State.RUNNING, State.FAILED)  # states whose rows an index finds, and of which a table has not many
+BY_STATE = "dcs_delivery_due"  # the index that begins with the state, of all rows on MariaDB and MySQL
+
+
+class DeliveryList(ChangeList):
+    """What one page of the list shows."""
+
+    model_admin: Any
+    looked_at: int | None = None  # the newest so many were looked through; None: all
+
+    def get_ordering(self, request: HttpRequest, queryset: Any) -> list[Any]:
+        """Order by the ids alone, whatever an address asks for: they have an index."""
+        return ["-pk"]
+
+    def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> Any:
+        """Return what filters and search choose; no further back than a bound, where no index leads to it."""
+        rows = super().get_queryset(request, exclude_parameters)
+        text = self.query.strip()
+        place = read_place(text, rows.db)
+        if place is not None:
+            return rows.filter(pk=place[1]) if place[0] == rows.db else rows.none()
+        if text:
+            rows = rows.filter(about(text, keys=self.model_admin.has_payload_permission(request)))
+        return rows.filter(self._bound(rows.db)) if text or self._narrows() else rows
+
+    def _narrows(self) -> bool:
+        return any(self.params.get(name) for name in ("receiver", "signal"))
+
+    def _bound(self, alias: str) -> Q:
+        if STATES.get(self.params.get("state", "")) in FEW:
+            return Q()
+        ages = AGES.get(self.params.get("age", ""))
+        edge = newest(of_age(deliveries(alias), ages) if ages else deliveries(alias))
+        self.looked_at = LOOKED_AT if edge is not None else None
+        return Q() if edge is None else Q(pk__gt=edge)
+
+    def get_results(self, request: HttpRequest) -> None:
+        """Read the rows of the page, and find out what belongs to each."""
+        few = STATES.get(self.params.get("state", "")) in FEW
+        rows: DeliveryQuerySet = self.queryset
+        with by_index(connections[rows.db], rows.model, BY_STATE if few else "PRIMARY"):
+            super().get_results(request)
+            self.result_list: Any = list(self.result_list)
+        for row in self.result_list:
+            row.object_url = object_url(self.model_admin.admin_site, request, row)
+        self.total = self.paginator.total
+
+    def url_for_result(self, result: Any) -> str:
+        """Return the address of a delivery's page, which names its database, too."""
+        return reverse(
+            "admin:django_celery_signals_delivery_change",
+            args=(quote(place_of(result._state.db, result.pk)),),
+            current_app=self.model_admin.admin_site.name,
+        )
