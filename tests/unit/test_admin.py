@@ -346,6 +346,18 @@ def test_databases(client: Client) -> None:
     assert 404 == client.get(FAILURES, {"database": "nowhere"}).status_code
 
 
+def test_filters_are_cleared_but_for_the_database(client: Client) -> None:
+    """Whoever clears the filters, or the search, stays in the database; to have chosen only that is no filter."""
+    failed("other")
+
+    def links(**parameters: str) -> list[str]:
+        return re.findall(r'href="([^"]*)"[^>]*>(?:✖ Clear|show all)', page(client, **parameters))
+
+    assert ["?database=other&state=failed", "?database=other&q=x"] == links(database="other", state="failed", q="x")
+    assert [] == links(database="other")
+    assert ["?"] == links(state="failed")
+
+
 def test_one_database(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where one database keeps deliveries, there is nothing to choose."""
     failed()
@@ -457,14 +469,14 @@ def test_no_links(log_in: Callable[..., Client], columns: dict[str, Any]) -> Non
     client, row = log_in(superuser=True), written()
     deliveries("default").filter(pk=row.pk).update(**columns)
 
-    assert 'aria-label="Open' not in page(client)
+    assert 'change/">shop.' not in page(client)
 
 
 def test_no_links_to_another_database(log_in: Callable[..., Client]) -> None:
     """A delivery of another database does not lead to the default one's object of the same key."""
     written("other")
 
-    assert 'aria-label="Open' not in page(log_in(superuser=True), database="other")
+    assert 'change/">shop.' not in page(log_in(superuser=True), database="other")
 
 
 def test_no_links_without_addresses(log_in: Callable[..., Client], rf: RequestFactory) -> None:
@@ -474,7 +486,7 @@ def test_no_links_without_addresses(log_in: Callable[..., Client], rf: RequestFa
     log_in(superuser=True)
     request.user = User.objects.get()
 
-    assert facts.object_url(site, request, written(summary="post_save shop.Tag pk=5")) is None
+    assert facts.object_link(site, request, written(summary="post_save shop.Tag pk=5")) is None
 
 
 # One of them ---------------------------------------------------------------------------------------------------------
@@ -491,7 +503,7 @@ def test_detail(client: Client) -> None:
         "urgent",
         "shop.Boom in shop.views.buy",
         ">k1<",
-        ">21<",
+        "21 failed, 2 crashed",
         row.summary,
     ):
         assert fact in text
@@ -501,6 +513,16 @@ def test_detail(client: Client) -> None:
     assert '"countdown": 77.25' in text
     assert str(row.token) not in text
     assert "Save" not in re.findall(r'type="submit" value="([^"]*)"', text)
+
+
+def test_ways_from_the_detail(client: Client) -> None:
+    """Buttons and links of a delivery's page lead to itself, in its own database."""
+    row = failed("other")
+    text = page(client, own(row))
+
+    for word in ("retry", "discard"):
+        assert f'formaction="{own(row, word)}"' in text
+    assert f'href="{own(row, "history")}"' in text
 
 
 def test_detail_of_what_waits(client: Client) -> None:
@@ -617,12 +639,22 @@ def test_discard_one(client: Client) -> None:
     assert [DELETION] == list(LogEntry.objects.values_list("action_flag", flat=True))
 
 
+def test_the_way_back(client: Client) -> None:
+    """After one was discarded the list is shown as it was before, in the database of the delivery."""
+    row = failed("other")
+    url = f"{own(row, 'discard')}?_changelist_filters=database%3Dother%26state%3Dfailed"
+    response = client.post(url, {"confirmed": "yes"})
+
+    assert f"{LIST}?database=other&state=failed" == response.headers["Location"]
+    assert f'href="{LIST}?database=other"' in page(client, own(failed("other")))
+
+
 def test_retry_without_payload(client: Client) -> None:
     """One that has lost its payload cannot be retried, which its page and the answer say."""
     row = failed(payload=None)
 
     assert ">Retry<" not in page(client, own(row))
-    assert "it has lost its payload" in page(client, own(row))
+    assert "cannot be retried: it has lost its payload" in page(client, own(row))
     response = client.post(own(row, "retry"), follow=True)
     assert ["0 retried.", "1 cannot be retried: they have lost their payload. Discard them."] == said(response)
     assert ({"failed": 1}, 0) == (states("default"), LogEntry.objects.count())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import parse_qsl
 
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
@@ -71,7 +72,7 @@ class ActingAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # which is gener
             "may_replay": self.has_replay_permission(request),
             "alias": alias,
             "aliases": keeping(),
-            "list_url": self._list_url(alias),
+            "list_url": self._url("changelist", alias),
         }
         return self._answer(request, "failures.html", context)
 
@@ -102,7 +103,7 @@ class ActingAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # which is gener
         if verb is DISCARD and CONFIRMED not in request.POST:
             return self._ask(request, verb, rows, about=", ".join(map(str, rows)), hidden=[], back=back)
         self._change(request, verb, rows)
-        return HttpResponseRedirect(back if rows.exists() else self._list_url(alias))
+        return HttpResponseRedirect(back if rows.exists() else self.way_back(request, alias))
 
     # Actions ---------------------------------------------------------------------------------------------------------
 
@@ -172,8 +173,11 @@ class ActingAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # which is gener
         place = quote(place_of(alias, pk))
         return reverse(f"admin:{_named(name)}", args=(place,), current_app=self.admin_site.name)
 
-    def _list_url(self, alias: str) -> str:
-        return self._url("changelist", alias)
+    def way_back(self, request: HttpRequest, alias: str) -> str:
+        """Return the address of the list of a database, with the filters that led from it to a delivery."""
+        filters = dict(parse_qsl(request.GET.get("_changelist_filters", "")))
+        url = reverse(f"admin:{_named('changelist')}", current_app=self.admin_site.name)
+        return f"{url}?{urlencode({**filters, DATABASE: alias})}"
 
 
 def _has(request: HttpRequest, permission: str) -> bool:

@@ -121,6 +121,8 @@ class AgeFilter(SimpleListFilter):
 
 
 FILTERS = [DatabaseFilter, StateFilter, ReceiverFilter, SignalFilter, AgeFilter]
+#: Parameters that the list's address may have; any other would ask for values that not everybody may see.
+ASKED = frozenset(str(one.parameter_name) for one in FILTERS)
 
 
 def failed_receivers(rows: DeliveryQuerySet) -> list[str]:

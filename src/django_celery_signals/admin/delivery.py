@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from django.contrib import admin
 from django.contrib.admin import ShowFacets
+from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest
 from django.utils.html import format_html
@@ -19,21 +20,17 @@ from ..durable.rows import State
 from ..durable.texts import LARGE
 from .acting import ActingAdmin
 from .bounds import BoundedPaginator, counted
-from .choices import FILTERS
-from .facts import HIDDEN, age, badge, block, due, object_url, pretty
+from .choices import ASKED, FILTERS
+from .facts import HIDDEN, NONE, age, badge, block, dotted, due, object_link, passed, pretty
 from .listing import DeliveryList
 from .places import database_of, place_of, read_place
 
-SHOWN = ["state_shown", "summary", "receiver", "signal_shown", "key", "age", "due", "attempts", "object_shown"]
-#: Parameters that the list's address may have; any other would ask for values that not everybody may see.
-ASKED = frozenset(name for one in FILTERS if (name := one.parameter_name))
+SHOWN = ["state_shown", "summary", "receiver_shown", "age", "due", "attempts", "key", "object_shown", "signal_shown"]
 
 FACTS = ["place", "state_shown", "summary", "object_shown", "receiver", "signal", "event_id"]
 FAILURE = ["error_type", "fingerprint", "message_shown", "traceback_shown"]
 TURN = ["key_shown", "turn"]
-COURSE = [
-    *("created_at", "age", "due", "sent_at", "finished_at", "queue", "attempts", "crashes", "reruns", "sends", "folds")
-]
+COURSE = ["created", "due", "sent", "finished", "runs", "queue", "coalesces"]
 SENT = ["options_shown", "payload_shown"]
 
 
@@ -48,6 +45,7 @@ class DeliveryAdmin(ActingAdmin):
     show_full_result_count = False
     paginator = BoundedPaginator
     ordering: ClassVar[Any] = ["-pk"]
+    save_on_top = True  # where the buttons are, above what may be long
     sortable_by: ClassVar[Any] = ()
     search_fields: ClassVar[Any] = ["summary"]  # DeliveryList knows what is meant
     search_help_text = "An object (shop.Order 5), a delivery (default:5), an event’s id, a receiver, or a key."
@@ -117,19 +115,26 @@ class DeliveryAdmin(ActingAdmin):
         row = deliveries(place[0]).filter(pk=place[1]).annotate(now=In(0)).first()
         if row is not None:
             row.is_hidden = not self.has_payload_permission(request)
-            row.object_url = object_url(self.admin_site, request, row)
+            row.object_link = object_link(self.admin_site, request, row)
         return row
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> list[Any]:
         """Return the facts in groups, without those that this delivery has nothing of."""
-        failure = [("Failure", {"fields": FAILURE})] if obj is not None and obj.error_type else []
+        heading = "Failure" if obj is not None and obj.state == State.FAILED else "Last failure"
+        failure = [(heading, {"fields": FAILURE})] if obj is not None and obj.error_type else []
         turn = [("Turn", {"fields": TURN})] if obj is not None and obj.lane else []
         course, sent = ("Course", {"fields": COURSE}), ("What was sent", {"fields": SENT})
         return [(None, {"fields": FACTS}), *failure, *turn, course, sent]
 
     def change_view(self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None) -> Any:
         """Show one, with the buttons for what may be done with it."""
-        context = {"title": "Delivery", "may_replay": self.has_replay_permission(request), "failed": State.FAILED}
+        place = read_place(unquote(object_id))
+        context = {
+            "title": "Delivery",
+            "may_replay": self.has_replay_permission(request),
+            "failed": State.FAILED,
+            "list_url": self.way_back(request, place[0] if place else ""),
+        }
         return super().change_view(request, object_id, form_url, {**context, **(extra_context or {})})
 
     # What is shown ---------------------------------------------------------------------------------------------------
@@ -149,23 +154,53 @@ class DeliveryAdmin(ActingAdmin):
         """Show its signal without the module."""
         return names.short_name(row.signal)
 
+    @admin.display(description="receiver")
+    def receiver_shown(self, row: Any) -> SafeString:
+        """Show its receiver in a narrow column."""
+        return dotted(row.receiver)
+
+    @admin.display(description="created")
+    def created(self, row: Any) -> str:
+        """Show when it was sent."""
+        return passed(row, row.created_at)
+
+    @admin.display(description="published")
+    def sent(self, row: Any) -> str:
+        """Show when it was published last."""
+        return passed(row, row.sent_at)
+
+    @admin.display(description="finished")
+    def finished(self, row: Any) -> str:
+        """Show when it failed, or was done."""
+        return passed(row, row.finished_at)
+
+    @admin.display(description="runs")
+    def runs(self, row: Any) -> str:
+        """Show how often it was tried, and how that ended."""
+        return (
+            f"{row.attempts} failed, {row.crashes} crashed, {row.reruns} to be repeated without counting; "
+            f"published {row.sends} times since the last"
+        )
+
+    @admin.display(description="coalesces")
+    def coalesces(self, row: Any) -> str:
+        """Show whether it takes up what waits behind it."""
+        return "yes" if row.folds else "no"
+
     @admin.display(description="age")
     def age(self, row: Any) -> SafeString:
         """Show how long ago it was sent."""
         return age(row)
 
     @admin.display(description="due")
-    def due(self, row: Any) -> SafeString | None:
+    def due(self, row: Any) -> str:
         """Show when something happens to it."""
         return due(row)
 
     @admin.display(description="object")
-    def object_shown(self, row: Any) -> SafeString | None:
+    def object_shown(self, row: Any) -> str:
         """Lead to the object that was sent."""
-        if row.object_url is None:
-            return None
-        label = f"Open the object of {row.summary}"
-        return format_html('<a href="{}" aria-label="{}">Open</a>', row.object_url, label)
+        return row.object_link or NONE
 
     @admin.display(description="key")
     def key_shown(self, row: Any) -> Any:
@@ -185,7 +220,7 @@ class DeliveryAdmin(ActingAdmin):
     @admin.display(description="options")
     def options_shown(self, row: Any) -> Any:
         """Show the options of the sending to those who may know them."""
-        return _shown(row, json.dumps(row.options), pretty)
+        return _shown(row, json.dumps(row.options) if row.options else None, pretty)
 
     @admin.display(description="payload")
     def payload_shown(self, row: Any) -> Any:
@@ -213,7 +248,7 @@ class DeliveryAdmin(ActingAdmin):
 
 
 def _shown(row: Any, value: Any, how: Any) -> Any:
-    """Return a value as it is shown, or that it is hidden; None where there is none."""
+    """Return a value as it is shown, or that it is hidden."""
     if row.is_hidden:
         return SafeString(f'<span class="dcs-hidden">{HIDDEN}</span>')
-    return None if value is None else how(value)
+    return NONE if value is None else how(value)

@@ -15,8 +15,10 @@ from django.contrib.admin.utils import quote
 from django.db import connections, router
 from django.http import HttpRequest
 from django.urls import NoReverseMatch, reverse
-from django.utils.html import format_html
+from django.utils.dateformat import format as date_format
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
+from django.utils.timezone import template_localtime  # type: ignore[attr-defined]  # which its stubs leave out
 
 from ..durable.clock import instant
 from ..durable.rows import State
@@ -27,7 +29,7 @@ ELSEWHERE = ("m2m_changed", "pre_delete", "post_delete")  # the sender is no cla
 _OBJECT = re.compile(r"(?:\S+) (\w+\.\w+) pk=([0-9a-f-]+)(?: |$)")
 _UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
-HIDDEN = "hidden"
+HIDDEN, NONE = "hidden", "-"  # what is shown in the place of a value
 
 
 def badge(state: int) -> SafeString:
@@ -58,10 +60,18 @@ def age(row: Any) -> SafeString:
     return _moment(row.created_at, span(seconds_until(row, row.created_at)))
 
 
-def due(row: Any) -> SafeString | None:
-    """Return when the relay must look at a delivery, and for what; None when it need not."""
+def passed(row: Any, moment: datetime | None) -> str:
+    """Return a moment of a delivery's past, and how long ago it was."""
+    if moment is None:
+        return NONE
+    text = date_format(template_localtime(moment), "Y-m-d H:i:s")
+    return _moment(moment, f"{text} ({span(seconds_until(row, moment))} ago)")
+
+
+def due(row: Any) -> str:
+    """Return when the relay must look at a delivery, and for what."""
     if row.due_at is None:
-        return None
+        return NONE
     left = seconds_until(row, row.due_at)
     before, after = _DUE[State(row.state)]
     return _moment(row.due_at, f"{before} {span(left)}" if left > 0 else f"{after} {span(left)}")
@@ -96,10 +106,15 @@ def block(text: str) -> SafeString:
     return format_html('<pre class="dcs-block" tabindex="0">{}</pre>', text)
 
 
-def object_url(site: AdminSite, request: HttpRequest, row: Any) -> str | None:
-    """Return the admin page of the object that was sent, if there is one and its reader may see it. Never a query.
+def dotted(name: str) -> SafeString:
+    """Return a name of several parts, which may be broken behind each dot."""
+    return format_html_join(SafeString(".<wbr>"), "{}", ((part,) for part in name.split(".")))
 
-    None also for a deleted object, and where the page would show a row of another database.
+
+def object_link(site: AdminSite, request: HttpRequest, row: Any) -> SafeString | None:
+    """Return a link to the admin page of the object that was sent, if there is one and its reader may see it.
+
+    Without a query. None also for a deleted object, and where the page would show a row of another database.
     """
     found = _OBJECT.match(row.summary)
     if found is None or row.signal.rpartition(".")[2].rpartition(":")[2] in ELSEWHERE:
@@ -115,6 +130,7 @@ def object_url(site: AdminSite, request: HttpRequest, row: Any) -> str | None:
         return None
     name = f"admin:{model._meta.app_label}_{model._meta.model_name}_change"
     try:
-        return reverse(name, args=(quote(found[2]),), current_app=site.name)
+        url = reverse(name, args=(quote(found[2]),), current_app=site.name)
     except NoReverseMatch:
         return None
+    return format_html('<a href="{}">{} {}</a>', url, found[1], found[2])

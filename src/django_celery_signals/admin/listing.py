@@ -15,9 +15,9 @@ from ..durable.clock import by_index
 from ..durable.deliveries import DeliveryQuerySet, deliveries
 from ..durable.rows import State
 from .bounds import LOOKED_AT, newest, of_age
-from .choices import AGES, STATES
-from .facts import object_url
-from .places import place_of, read_place
+from .choices import AGES, ASKED, STATES
+from .facts import object_link
+from .places import DATABASE, place_of, read_place
 from .searching import about
 
 FEW = (State.RUNNING, State.FAILED)  # states whose rows an index finds, and of which a table has not many
@@ -37,6 +37,10 @@ class DeliveryList(ChangeList):
     def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> Any:
         """Return what filters and search choose; no further back than a bound, where no index leads to it."""
         rows = super().get_queryset(request, exclude_parameters)
+        others = {DATABASE: rows.db} if DATABASE in self.params else {}
+        self.has_active_filters = self.filter_params.keys() & {*ASKED} - {DATABASE} != set()
+        self.all_url = self.get_query_string(remove=["q"])
+        self.clear_all_filters_qs = self.get_query_string(others, remove=list(self.get_filters_params()))
         text = self.query.strip()
         place = read_place(text, rows.db)
         if place is not None:
@@ -64,7 +68,7 @@ class DeliveryList(ChangeList):
             super().get_results(request)
             self.result_list: Any = list(self.result_list)
         for row in self.result_list:
-            row.object_url = object_url(self.model_admin.admin_site, request, row)
+            row.object_link = object_link(self.model_admin.admin_site, request, row)
         self.total = self.paginator.total
 
     def url_for_result(self, result: Any) -> str:
