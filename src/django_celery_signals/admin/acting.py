@@ -148,6 +148,7 @@ class ActingAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # which is gener
             "chosen": look_at(rows, verb),
             "about": about,
             "alias": rows.db,
+            "list_url": self._url("changelist", rows.db),
             "hidden": [*hidden, (CONFIRMED, "yes")],
             "back": back,
         }

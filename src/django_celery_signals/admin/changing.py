@@ -60,13 +60,13 @@ class Chosen:
 
 def look_at(rows: DeliveryQuerySet, verb: Verb) -> Chosen:
     """Count what was chosen, before it is changed."""
-    failed = rows.failed()
-    able = verb.able(failed)
+    failed, able = rows.failed(), verb.able(rows.failed())
     lost = failed.filter(payload__isnull=True) if verb is RETRY else failed.none()
+    every, given_up = counted(rows), counted(failed)
     return Chosen(
         able=counted(able),
         lost=counted(lost),
-        others=counted(rows.exclude(state=State.FAILED)),
+        others=Count(number=every.number - given_up.number, more=every.more),
         behind=waiting_behind(able),
     )
 

@@ -7,27 +7,26 @@ from typing import Any
 from django.contrib.admin.utils import quote
 from django.contrib.admin.views.main import ChangeList
 from django.db import connections
-from django.db.models import Q
 from django.http import HttpRequest
 from django.urls import reverse
 
 from ..durable.clock import by_index
 from ..durable.deliveries import DeliveryQuerySet, deliveries
-from ..durable.rows import State
-from .bounds import LOOKED_AT, newest, of_age
-from .choices import AGES, ASKED, STATES
+from .bounds import LOOKED_AT, counted, newest, of_age
+from .choices import AGES, ASKED, STATES, of_state
 from .facts import object_link
 from .places import DATABASE, place_of, read_place
 from .searching import about
 
-FEW = (State.RUNNING, State.FAILED)  # states whose rows an index finds, and of which a table has not many
 BY_STATE = "dcs_delivery_due"  # the index that begins with the state, of all rows on MariaDB and MySQL
+NARROWING = ("state", "receiver", "signal")
 
 
 class DeliveryList(ChangeList):
     """What one page of the list shows."""
 
     model_admin: Any
+    is_rare = False  # whether the chosen state has so few deliveries that all of them may be looked at
     looked_at: int | None = None  # the newest so many were looked through; None: all
 
     def get_ordering(self, request: HttpRequest, queryset: Any) -> list[Any]:
@@ -35,7 +34,7 @@ class DeliveryList(ChangeList):
         return ["-pk"]
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> Any:
-        """Return what filters and search choose; no further back than a bound, where no index leads to it."""
+        """Return what filters and search choose; no further back than a bound, where that could be very many."""
         rows = super().get_queryset(request, exclude_parameters)
         others = {DATABASE: rows.db} if DATABASE in self.params else {}
         self.has_active_filters = self.filter_params.keys() & {*ASKED} - {DATABASE} != set()
@@ -47,24 +46,26 @@ class DeliveryList(ChangeList):
             return rows.filter(pk=place[1]) if place[0] == rows.db else rows.none()
         if text:
             rows = rows.filter(about(text, keys=self.model_admin.has_payload_permission(request)))
-        return rows.filter(self._bound(rows.db)) if text or self._narrows() else rows
+        narrows = text or any(self.params.get(name) for name in NARROWING)
+        return self._bounded(rows) if narrows else rows
 
-    def _narrows(self) -> bool:
-        return any(self.params.get(name) for name in ("receiver", "signal"))
-
-    def _bound(self, alias: str) -> Q:
-        if STATES.get(self.params.get("state", "")) in FEW:
-            return Q()
+    def _bounded(self, rows: Any) -> Any:
+        """Return all of these where their state has few, and else those among the newest, or the newest of an age."""
+        everywhere, state = deliveries(rows.db), STATES.get(self.params.get("state", ""))
+        if state is not None:
+            with by_index(connections[rows.db], rows.model, BY_STATE):
+                self.is_rare = not counted(of_state(everywhere, state)).more
+        if self.is_rare:
+            return rows
         ages = AGES.get(self.params.get("age", ""))
-        edge = newest(of_age(deliveries(alias), ages) if ages else deliveries(alias))
-        self.looked_at = LOOKED_AT if edge is not None else None
-        return Q() if edge is None else Q(pk__gt=edge)
+        edge = newest(of_age(everywhere, ages) if ages else everywhere)
+        self.looked_at = None if edge is None else LOOKED_AT
+        return rows if edge is None else rows.filter(pk__gt=edge)
 
     def get_results(self, request: HttpRequest) -> None:
         """Read the rows of the page, and find out what belongs to each."""
-        few = STATES.get(self.params.get("state", "")) in FEW
         rows: DeliveryQuerySet = self.queryset
-        with by_index(connections[rows.db], rows.model, BY_STATE if few else "PRIMARY"):
+        with by_index(connections[rows.db], rows.model, BY_STATE if self.is_rare else "PRIMARY"):
             super().get_results(request)
             self.result_list: Any = list(self.result_list)
         for row in self.result_list:
