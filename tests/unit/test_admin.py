@@ -24,6 +24,7 @@ from django_celery_signals.admin import bounds, changing, choices, facts, failur
 from django_celery_signals.durable.deliveries import State, deliveries
 from django_celery_signals.durable.rows import STEP
 from tests.delivering import moment, place, states
+from tests.parameters import each_database
 from tests.receiving import Receiving
 from tests.shop.models import Customer, Order, Tag, User
 
@@ -663,6 +664,21 @@ def test_the_way_back(client: Client) -> None:
     assert f'href="{LIST}?database=other"' in page(client, own(failed("other")))
 
 
+@each_database(also=["default"])
+def test_what_waits_goes_on(log_in: Callable[..., Client], alias: str) -> None:
+    """When one that blocks its key was discarded, the next of the key has its turn; in every database."""
+    client, lane = log_in(*EVERY), {"lane": "f" * 32, "key": "k"}
+    head, other = failed(alias, **lane, slot="f" * 32), failed(alias)
+    following = written(alias, **lane, due_at=None)
+    action = {**chosen("discard", head, other), "confirmed": "yes"}
+    del action["index"]
+
+    assert 302 == client.post(f"{LIST}?database={alias}", action).status_code
+    assert {"ready": 1} == states(alias)
+    assert "f" * 32 == deliveries(alias).get(pk=following.pk).slot
+    assert 2 == LogEntry.objects.count()
+
+
 def test_retry_without_payload(client: Client) -> None:
     """One that has lost its payload cannot be retried, which its page and the answer say."""
     row = failed(payload=None)
@@ -823,8 +839,10 @@ def test_very_many_failures(client: Client, monkeypatch: pytest.MonkeyPatch) -> 
     assert ["shop.r3", "shop.r2"] == [one.receiver for one in client.get(FAILURES).context["found"].groups]
 
 
-def test_queries_of_the_failures(client: Client) -> None:
-    """The page asks as often for many groups as for one."""
+@pytest.mark.parametrize("permissions", [EVERY, ("view_delivery",)])
+def test_queries_of_the_failures(log_in: Callable[..., Client], permissions: tuple[str, ...]) -> None:
+    """The page asks as often for many groups as for one, whoever looks."""
+    client = log_in(*permissions)
 
     def asked() -> int:
         with CaptureQueriesContext(connections["default"]) as queries:
