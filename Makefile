@@ -17,13 +17,16 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help test demo chaos controls bench lint format coverage matrix clean
+.PHONY: help test browser demo chaos controls bench lint format coverage matrix clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
 
 test: $(VENV)/.installed-test ## Run the tests (PYTEST_ARGS="-k codec" and so on)
 	$(STRICT) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+browser: $(VENV)/.installed-browser ## Run the tests of the admin's pages in Chromium (CHROMIUM=/usr/bin/chromium); pictures in build/screenshots
+	$(STRICT) $(BIN)/python -m pytest -m browser --numprocesses=0 tests/browser $(PYTEST_ARGS)
 
 demo: $(VENV)/.installed-example ## Run the example, and kill its worker in the middle (DEMO_ARGS, DATABASE_URL, BROKER_URL)
 	$(BIN)/python example/demo.py $(DEMO_ARGS)

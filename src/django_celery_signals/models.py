@@ -49,6 +49,11 @@ class Delivery(models.Model):
 
     class Meta:
         verbose_name_plural = "deliveries"
+        default_permissions = ("view",)  # nobody adds, edits or deletes one by hand
+        permissions = [
+            ("replay_delivery", "Can retry and discard failed deliveries"),
+            ("view_payload", "Can see what was sent: payload, key, options, error message and traceback"),
+        ]
         indexes = [
             PartialIndex("state", "due_at", "id", name="dcs_delivery_due", where=Q(due_at__isnull=False)),
             PartialIndex("state", "queue", "sent_at", name="dcs_delivery_sent", where=Q(state=State.SENT)),

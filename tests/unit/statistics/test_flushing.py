@@ -132,8 +132,9 @@ def count(flusher: Flusher, alias: str, receiver: str = "shop.a") -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_one_thread(flusher: Flusher) -> None:
+def test_one_thread(flusher: Flusher, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is one thread, it keeps no connection, and it sleeps while there is nothing to write."""
+    monkeypatch.setattr(module, "_connections", [])  # without those of other tests, which may be open
     for number in range(3):
         count(flusher, "default", f"shop.{number}")
         wait_until(lambda: not flusher._counted.is_set() and not flusher.counts._figures, what="the writing")

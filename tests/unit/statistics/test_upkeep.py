@@ -38,7 +38,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @each_database
 def test_nothing_waits(alias: str) -> None:
     """What runs, has failed or is done does not wait, nor what is not due or waits for its turn."""
-    place(alias, NAME, state=State.RUNNING, due_at=moment(-60))
+    place(alias, NAME, state=State.RUNNING, due_at=moment(60))
     place(alias, NAME, state=State.FAILED, due_at=moment(-60))
     place(alias, NAME, state=State.DONE, due_at=moment(-60))
     place(alias, NAME, due_at=moment(60))

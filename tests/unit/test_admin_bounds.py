@@ -1,0 +1,147 @@
+"""What the pages of deliveries cost where there are very many: no statement reads the table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.db import connections
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+
+from django_celery_signals.admin import choices
+from django_celery_signals.admin.bounds import COUNTED, LOOKED_AT
+from django_celery_signals.durable.deliveries import State, deliveries
+from tests.services import absent
+from tests.shop.models import User
+
+MANY, GIVEN_UP = 200_000, 400  # rows, and how many of the oldest have failed
+FEW = 100  # rows more: the page itself, and those by which receivers are found
+LIST = "/admin/django_celery_signals/delivery/"
+TABLE = "django_celery_signals_delivery"
+INSERT = f"""
+INSERT INTO {TABLE} (event_id, receiver, signal, summary, queue, folds, state, due_at, token, attempts, crashes, reruns,
+    sends, options, payload, created_at, finished_at, fingerprint)
+SELECT md5(i::text), 'shop.r' || i % 20, 'django.db.models.signals:post_save', 'post_save shop.Order pk=' || i % 5000,
+    '', false, CASE WHEN i <= {GIVEN_UP} THEN 4 WHEN i % 3 = 0 THEN 5 WHEN i % 3 = 1 THEN 2 ELSE 1 END,
+    now(), i, 0, 0, 0, 0, '{{}}', repeat('x', 200), now() - ({MANY} - i) * interval '10 seconds', now(),
+    'Boom ' || i % 7
+FROM generate_series(1, {MANY}) AS i
+"""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def very_many(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
+    """The rows, which no test of these changes for the next."""
+    if "postgres" in absent():
+        yield
+        return
+    with django_db_blocker.unblock(), connections["postgres"].cursor() as cursor:
+        cursor.execute(INSERT)
+        cursor.execute(f"ANALYZE {TABLE}")
+    yield
+    with django_db_blocker.unblock(), connections["postgres"].cursor() as cursor:
+        cursor.execute(f"TRUNCATE {TABLE}")
+        cursor.execute(f"ANALYZE {TABLE}")
+
+
+@pytest.fixture
+def client() -> Client:
+    """A superuser."""
+    client = Client()
+    client.force_login(User.objects.create_superuser("ada", password="x"))
+    return client
+
+
+def read(plan: dict[str, Any]) -> float:
+    """Return how many rows of the table a statement looks at."""
+    removed = plan.get("Rows Removed by Filter", 0) + plan.get("Rows Removed by Index Recheck", 0)
+    own = (plan["Actual Rows"] + removed) * plan["Actual Loops"] if plan.get("Relation Name") == TABLE else 0
+    return float(own + sum(read(inner) for inner in plan.get("Plans", ())))
+
+
+def costs(queries: CaptureQueriesContext) -> dict[str, float]:
+    """Return the rows that each statement looks at."""
+    found = {}
+    with connections["postgres"].cursor() as cursor:
+        for query in queries.captured_queries:
+            if query["sql"].startswith(("SELECT", "WITH")):
+                cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {query['sql']}")
+                (plans,) = cursor.fetchone()
+                found[query["sql"]] = read((json.loads(plans) if isinstance(plans, str) else plans)[0]["Plan"])
+    return found
+
+
+pytestmark = [
+    pytest.mark.django_db(databases=["default", "postgres", *([] if "mariadb" in absent() else ["mariadb"])]),
+    pytest.mark.skipif("postgres" in absent(), reason=absent().get("postgres", "")),
+]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "most", "asked"),
+    [
+        pytest.param({}, COUNTED + 100, 4, id="list"),
+        pytest.param({"p": "200"}, COUNTED + 100, 4, id="last page"),
+        pytest.param({"state": "failed"}, 2 * GIVEN_UP, 5, id="failed"),
+        pytest.param({"state": "running"}, FEW, 5, id="running"),
+        pytest.param({"state": "done"}, LOOKED_AT + FEW, 5, id="done"),
+        pytest.param({"state": "failed", "receiver": "shop.r3"}, 2 * GIVEN_UP, 5, id="failed of a receiver"),
+        pytest.param({"receiver": "shop.r3"}, LOOKED_AT + FEW, 5, id="receiver"),
+        pytest.param({"receiver": "shop.none"}, LOOKED_AT + FEW, 5, id="receiver of none"),
+        pytest.param({"age": "hour"}, COUNTED + 100, 30, id="young"),
+        pytest.param({"age": "older-week"}, COUNTED + 100, 30, id="old"),
+        pytest.param({"age": "older-week", "receiver": "shop.r3"}, LOOKED_AT + FEW, 50, id="old of a receiver"),
+        pytest.param({"q": "shop.Order 5"}, LOOKED_AT + FEW, 5, id="object"),
+        pytest.param({"q": "0" * 8 + "-0000" * 3 + "-" + "0" * 12}, LOOKED_AT + FEW, 5, id="event"),
+        pytest.param({"q": "key=Ada"}, LOOKED_AT + FEW, 5, id="key"),
+        pytest.param({"q": "postgres:5"}, FEW, 4, id="number"),
+        pytest.param({"q": "shop.Order 5", "state": "failed"}, 2 * GIVEN_UP, 5, id="failed object"),
+    ],
+)
+def test_list(client: Client, parameters: dict[str, str], most: int, asked: int) -> None:
+    """However many deliveries there are, each statement of the list looks at no more of them than is bounded."""
+    with CaptureQueriesContext(connections["postgres"]) as queries:
+        assert 200 == client.get(LIST, {"database": "postgres", **parameters}).status_code
+
+    assert len(queries) <= asked
+    assert {} == {sql: rows for sql, rows in costs(queries).items() if rows > most}
+
+
+def test_other_pages(client: Client) -> None:
+    """So does each of the failures by cause, of a delivery's page, and of what is asked before an action."""
+    row = deliveries("postgres").failed()[0]
+    group = {"receiver": row.receiver, "fingerprint": row.fingerprint}
+    place = f"{LIST}postgres_3A{row.pk}"
+    with CaptureQueriesContext(connections["postgres"]) as queries:
+        assert 200 == client.get(f"{LIST}failures/", {"database": "postgres"}).status_code
+        assert 200 == client.get(f"{place}/change/").status_code
+        assert 200 == client.post(f"{place}/discard/").status_code
+        assert 200 == client.post(f"{LIST}failures/retry/?database=postgres", group).status_code
+
+    assert len(queries) <= 20
+    assert {} == {sql: rows for sql, rows in costs(queries).items() if rows > 3 * GIVEN_UP}
+
+
+def test_all_of_the_list(client: Client) -> None:
+    """An action on the whole list changes the failed ones in steps, and reads no others."""
+    action = {"action": "retry_selected", "select_across": "1", "_selected_action": "1", "confirmed": "yes"}
+    with CaptureQueriesContext(connections["postgres"]) as queries:
+        assert 302 == client.post(f"{LIST}?database=postgres", action).status_code
+
+    assert 0 == deliveries("postgres").failed().count()
+    assert [] == [query for query in queries if "IN (" in query["sql"] and query["sql"].count(",") > 1200]
+    assert {} == {sql: rows for sql, rows in costs(queries).items() if rows > COUNTED + 3 * GIVEN_UP}
+
+
+@pytest.mark.skipif("mariadb" in absent(), reason=absent().get("mariadb", ""))
+def test_receivers_on_mariadb() -> None:
+    """Where no index has the failed ones alone, their receivers are found among the first of them."""
+    rows = deliveries("mariadb")
+    for name in ("shop.b", "shop.a", "shop.b"):
+        rows.create(receiver=name, state=State.FAILED, token=1, created_at="2026-01-01T00:00Z")
+    rows.create(receiver="shop.c", state=State.READY, token=1, created_at="2026-01-01T00:00Z")
+
+    assert ["shop.a", "shop.b"] == choices.failed_receivers(rows)
