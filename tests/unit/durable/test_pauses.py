@@ -11,7 +11,7 @@ from django.db.models.signals import post_delete, post_save, pre_delete, pre_sav
 from django.dispatch import Signal
 
 from django_celery_signals.durable.deliveries import deliveries
-from django_celery_signals.durable.pauses import pause, paused, resume
+from django_celery_signals.durable.pauses import pause, paused, pauses, resume
 from django_celery_signals.durable.reference import Chunk, Reference
 from django_celery_signals.durable.relay import Relay
 from django_celery_signals.durable.rows import State
@@ -36,6 +36,7 @@ def test_a_pause(using: str) -> None:
     assert pause(NAME, using)
     assert not pause(NAME, using)
     assert [NAME] == list(paused(using))
+    assert [NAME] == list(map(str, pauses(using)))
     assert {} == paused("other")
     assert resume(NAME, using)
     assert not resume(NAME, using)
