@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import Permission
 from django.db import connections
+from django.db.models.signals import post_save
 from django.test import Client, override_settings
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -22,7 +23,7 @@ from django_celery_signals.statistics import table
 from tests.delivering import place
 from tests.parameters import each_database
 from tests.receiving import Receiving
-from tests.shop.models import User
+from tests.shop.models import Order, User
 
 pytestmark = pytest.mark.django_db(databases=["default", "other"])
 
@@ -85,7 +86,9 @@ def test_permission(client: Client) -> None:
 def test_links(client: Client) -> None:
     """The list and the failures lead here, in the same database; from here a link leads back."""
     for url in (LIST, f"{LIST}failures/"):
-        assert f'<a href="{PAGE}?database=other">Dashboard</a>' in client.get(url, {"database": "other"}).content.decode()
+        assert (
+            f'<a href="{PAGE}?database=other">Dashboard</a>' in client.get(url, {"database": "other"}).content.decode()
+        )
 
     assert f'<a href="{LIST}failures/?database=other">Failures by cause</a>' in page(client, database="other")
 
@@ -119,10 +122,10 @@ def test_spans(client: Client, days: float, offered: list[str]) -> None:
 @pytest.mark.parametrize(
     ("span", "points", "unit"),
     [
-        ("hour", 60, "runs, each minute"),
-        ("6-hours", 73, "runs, each 5 min"),
-        ("day", 97, "runs, each 15 min"),
-        ("week", 169, "runs, each 1 h"),
+        ("hour", 60, "runs per minute"),
+        ("6-hours", 73, "runs per 5 minutes"),
+        ("day", 97, "runs per 15 minutes"),
+        ("week", 169, "runs per hour"),
     ],
 )
 def test_points(client: Client, now: int, span: str, points: int, unit: str) -> None:
@@ -136,9 +139,9 @@ def test_points(client: Client, now: int, span: str, points: int, unit: str) -> 
 
 
 def test_receivers(client: Client, now: int, receiving: Receiving) -> None:
-    """Receivers that are connected can be chosen, and those that have figures of the time; any other is said to have none."""
-    connected = receiving.task(lambda **_: None)
-    receiving.signal.connect(connected.delay, sender=User)
+    """Durable receivers can be chosen, and those that have figures of the time; any other is said to have none."""
+    connected = receiving(post_save, sender=Order, guarantee="durable")
+    receiving(post_save, sender=User, guarantee="immediate")
     add(now - 30, "shop.young", sent=3)
     add(now - 90, "shop.old", sent=5)
 
@@ -201,7 +204,7 @@ def test_numbers(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "COUNTED", 2)
     place("default", "shop.a", 3)
     place("default", "shop.a", 3, state=State.FAILED)
-    lag, waiting, failed = shown(client).numbers
+    lag, waiting, failed, _ = shown(client).numbers
 
     assert re.fullmatch(r"\d\.\d s", lag.text)
     assert ("3", "state=ready", False) == (waiting.text, waiting.query, waiting.is_bad)
@@ -213,8 +216,11 @@ def test_numbers(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_numbers_of_nothing(client: Client) -> None:
     """Where all have arrived nothing is bad."""
-    assert [("0 s", False), ("0", False), ("0", False)] == [(one.text, one.is_bad) for one in shown(client).numbers]
-    assert "No receiver is paused." in page(client)
+    numbers = shown(client).numbers
+
+    assert ["0 s", "0", "0", "0"] == [one.text for one in numbers]
+    assert not any(one.is_bad for one in numbers)
+    assert "none" == numbers[3].note
 
 
 def test_paused(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,12 +228,13 @@ def test_paused(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("shop.a", "shop.b", "shop.c"):
         pause(name, "default")
     monkeypatch.setattr(dashboard, "MOST_PAUSED", 2)
-    text = page(client)
+    text, number = page(client), shown(client).numbers[3]
 
     assert f'<a href="{LIST}?database=default&state=paused&receiver=shop.b">shop.b</a>' in text
-    assert "and 1 others" in text
+    assert "and 1 more" in text
     assert "shop.c" not in text
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", shown(client).paused[0].text)
+    assert ("3", f"since {shown(client).paused[0].text}") == (number.text, number.note)
 
 
 def test_throughput(client: Client, now: int) -> None:
@@ -259,16 +266,19 @@ def test_no_lag(client: Client, now: int) -> None:
     add(now - 1, sent=1)
     plot = shown(client).plots[1]
 
-    assert "" == plot.lines[0].path
+    assert ("", "not noted") == (plot.lines[0].path, plot.remark)
     assert plot.about.endswith("lag: not noted.")
 
 
 def test_failures(client: Client, now: int) -> None:
     """Failures and retries are numbers of runs, upon one another."""
+    add(now - 5, sent=1)
+    assert ([], "none") == (shown(client).plots[2].bars, shown(client).plots[2].remark)
+
     add(now - 5, failed=1, retried=3)
     plot = shown(client).plots[2]
 
-    assert [] == plot.lines
+    assert ([], "") == (plot.lines, plot.remark)
     assert [("failed", "120.00", "40.00"), ("retried", "0.00", "120.00")] == [
         (bar.name, bar.top, bar.height) for bar in plot.bars
     ]
@@ -409,4 +419,4 @@ def test_in_each_database(client: Client, alias: str, now: int) -> None:
     assert len(few) == len(many) <= 16
     assert "2" == found.numbers[1].text
     assert ["shop.a"] == [one.label for one in found.paused]
-    assert ["7", "0"] == next(iter(texts(found.plots[0]).values())) or "0.12" in str(texts(found.plots[0]))
+    assert {"11:00": ["0.12", "0"]} == texts(found.plots[0])

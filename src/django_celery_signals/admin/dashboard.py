@@ -36,19 +36,15 @@ class Span:
     label: str
     minutes: int
     step: int  # minutes of each point
+    each: str  # the same in words
     tick: int  # minutes between two times beside the axis
-
-    @property
-    def each(self) -> str:
-        """The time of each point, in words."""
-        return "minute" if self.step == 1 else span(self.step * 60)
 
 
 SPANS = {
-    "hour": Span(label="Past hour", minutes=60, step=1, tick=10),
-    "6-hours": Span(label="Past 6 hours", minutes=360, step=5, tick=60),
-    "day": Span(label="Past 24 hours", minutes=DAY, step=15, tick=240),
-    "week": Span(label="Past 7 days", minutes=7 * DAY, step=60, tick=DAY),
+    "hour": Span(label="Past hour", minutes=60, step=1, each="minute", tick=10),
+    "6-hours": Span(label="Past 6 hours", minutes=360, step=5, each="5 minutes", tick=60),
+    "day": Span(label="Past 24 hours", minutes=DAY, step=15, each="15 minutes", tick=240),
+    "week": Span(label="Past 7 days", minutes=7 * DAY, step=60, each="hour", tick=DAY),
 }
 
 
@@ -101,9 +97,9 @@ def dashboard(alias: str, asked_span: str, asked_receiver: str) -> Dashboard:
     minutes = table.last_minutes(alias) if days else {}
     receivers = _receivers(minutes, until - spans[chosen].minutes)
     receiver = asked_receiver if asked_receiver in receivers else ""
-    names = _names(paused(alias), alias)
+    names = _paused(alias)
     return Dashboard(
-        numbers=_numbers(alias),
+        numbers=[*_numbers(alias), _number_paused(names)],
         rates=_rates(alias, receiver) if minutes else [],
         paused=names[:MOST_PAUSED],
         left_out=len(names[MOST_PAUSED:]),
@@ -133,21 +129,26 @@ def _numbers(alias: str) -> list[Number]:
         failed = counted(of_state(rows, State.FAILED))
     waits = Count(number=wait, more=wait >= MOST_WAITING)
     return [
-        Number(label="Oldest is due for", text=lag_text(lag), query="state=ready", note="what could run by now"),
+        Number(label="Oldest due age", text=lag_text(lag), query="state=ready", note="of what could run"),
         Number(label="Waiting", text=str(waits), query="state=ready", note="for a relay or a worker"),
         Number(label="Failed", text=str(failed), query="state=failed", note="given up", is_bad=bool(failed)),
     ]
 
 
-def _names(since: dict[str, datetime], alias: str) -> list[Number]:
+def _paused(alias: str) -> list[Number]:
     return [
         Number(
             label=receiver,
             text=written(instant(moment, connections[alias])),
             query=urlencode({"state": "paused", "receiver": receiver}),
         )
-        for receiver, moment in since.items()
+        for receiver, moment in paused(alias).items()
     ]
+
+
+def _number_paused(names: Sequence[Number]) -> Number:
+    note = f"since {min(one.text for one in names)}" if names else "none"
+    return Number(label="Paused receivers", text=f"{len(names):,}", query="state=paused", note=note)
 
 
 def _rates(alias: str, receiver: str) -> list[Number]:
@@ -207,7 +208,7 @@ def _lag(points: Sequence[Point], times: Times) -> Plot:
 
 def _failures(points: Sequence[Point], times: Times, chosen: Span) -> Plot:
     figures = {"failed": [point.failed for point in points], "retried": [point.retried for point in points]}
-    unit = f"runs, each {chosen.each}"
+    unit = f"runs per {chosen.each}"
     return draw("failures", "Failures and retries", unit, times, figures, show=figure_text, bars=True)
 
 

@@ -98,6 +98,7 @@ class Plot:
     lines: list[Line]
     bars: list[Bar]
     bars_only: bool
+    remark: str  # in the place of figures, where there are none
 
 
 def draw(
@@ -128,6 +129,7 @@ def draw(
         lines=[] if bars else [_line(name, times, values, top) for name, values in figures.items()],
         bars=[*_bars(times, figures, top)] if bars else [],
         bars_only=bars,
+        remark=_remark(figures, show, bars=bars),
     )
 
 
@@ -228,6 +230,12 @@ def _bars(times: Times, figures: Mapping[str, Values], top: float) -> Iterator[B
                     top=_pixels(below, top),
                     height=f"{value / top * HEIGHT:.2f}",
                 )
+
+
+def _remark(figures: Mapping[str, Values], show: Show, *, bars: bool) -> str:
+    values = [value for each in figures.values() for value in each]
+    is_unknown, is_nothing = values.count(None) == len(values), bars and not any(values)
+    return show(None) if is_unknown else "none" if is_nothing else ""
 
 
 # Words ---------------------------------------------------------------------------------------------------------------
