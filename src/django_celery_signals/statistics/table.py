@@ -76,7 +76,7 @@ def last_minutes(using: str) -> dict[str, int]:
     """
     connection = connections[using]
     rows = minutes(using)
-    if connection.vendor == "mysql":  # which walks so by itself, and would not, if it was told how
+    if connection.vendor == "mysql":  # which walks so for a grouping, and reads the table for the walk below
         found = rows.order_by("receiver").values_list("receiver").annotate(last=Max("minute"))
         return dict(found[:MOST_RECEIVERS])
     with connection.cursor() as cursor:
