@@ -30,6 +30,13 @@ SELECT md5(i::text), 'shop.r' || i % 20, 'django.db.models.signals:post_save', '
     'Boom ' || i % 7
 FROM generate_series(1, {MANY}) AS i
 """
+MINUTE_TABLE = "django_celery_signals_minute"
+RECEIVERS, KEPT = 50, 2000  # and minutes of each
+MINUTES = f"""
+INSERT INTO {MINUTE_TABLE} (receiver, minute, sent, succeeded, failed, retried, discarded, runtime)
+SELECT CASE r WHEN 0 THEN '' ELSE 'shop.r' || r END, EXTRACT(EPOCH FROM now())::int / 60 - m, 9, 8, 1, 1, 0, 1.5
+FROM generate_series(0, {RECEIVERS}) AS r, generate_series(1, {KEPT}) AS m
+"""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -55,22 +62,23 @@ def client() -> Client:
     return client
 
 
-def read(plan: dict[str, Any]) -> float:
-    """Return how many rows of the table a statement looks at."""
+def read(plan: dict[str, Any], table: str) -> float:
+    """Return how many rows of a table a statement looks at."""
     removed = plan.get("Rows Removed by Filter", 0) + plan.get("Rows Removed by Index Recheck", 0)
-    own = (plan["Actual Rows"] + removed) * plan["Actual Loops"] if plan.get("Relation Name") == TABLE else 0
-    return float(own + sum(read(inner) for inner in plan.get("Plans", ())))
+    own = (plan["Actual Rows"] + removed) * plan["Actual Loops"] if plan.get("Relation Name") == table else 0
+    return float(own + sum(read(inner, table) for inner in plan.get("Plans", ())))
 
 
-def costs(queries: CaptureQueriesContext) -> dict[str, float]:
-    """Return the rows that each statement looks at."""
+def costs(queries: CaptureQueriesContext, table: str = TABLE) -> dict[str, float]:
+    """Return the rows of a table that each statement looks at."""
     found = {}
     with connections["postgres"].cursor() as cursor:
         for query in queries.captured_queries:
             if query["sql"].startswith(("SELECT", "WITH")):
                 cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {query['sql']}")
                 (plans,) = cursor.fetchone()
-                found[query["sql"]] = read((json.loads(plans) if isinstance(plans, str) else plans)[0]["Plan"])
+                (plan,) = json.loads(plans) if isinstance(plans, str) else plans
+                found[query["sql"]] = read(plan["Plan"], table)
     return found
 
 
@@ -123,6 +131,22 @@ def test_other_pages(client: Client) -> None:
 
     assert len(queries) <= 20
     assert {} == {sql: rows for sql, rows in costs(queries).items() if rows > 3 * GIVEN_UP}
+
+
+@pytest.mark.parametrize("receiver", ["", "shop.r3"])
+def test_dashboard(client: Client, receiver: str) -> None:
+    """So does each of the dashboard; and of the minutes it reads those of one receiver, and of each the last ones."""
+    with connections["postgres"].cursor() as cursor:
+        cursor.execute(MINUTES)
+        cursor.execute(f"ANALYZE {MINUTE_TABLE}")
+    parameters = {"database": "postgres", "span": "week", "receiver": receiver}
+    with CaptureQueriesContext(connections["postgres"]) as queries:
+        assert 200 == client.get(f"{LIST}dashboard/", parameters).status_code
+
+    assert len(queries) <= 14
+    assert {} == {sql: rows for sql, rows in costs(queries).items() if rows > COUNTED + FEW}
+    most = KEPT + RECEIVERS * 10
+    assert {} == {sql: rows for sql, rows in costs(queries, MINUTE_TABLE).items() if rows > most}
 
 
 def test_all_of_the_list(client: Client) -> None:

@@ -15,11 +15,13 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseNotAllow
 from django.template.response import TemplateResponse
 from django.urls import path, reverse
 from django.utils.http import urlencode
+from django.utils.timezone import get_current_timezone_name
 
 from ..durable.deliveries import DeliveryQuerySet, deliveries
 from ..durable.relay import keeping
 from .bounds import Count
 from .changing import DISCARD, RETRY, VERBS, Chosen, Verb, change, look_at
+from .dashboard import dashboard
 from .failures import failures, of_group
 from .places import DATABASE, database_of, place_of, read_quoted
 
@@ -43,6 +45,7 @@ class ActingAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # which is gener
     def get_urls(self) -> list[Any]:
         """Add the pages to those of any model."""
         pages = [
+            path("dashboard/", self._page(self.dashboard_view), name=_named("dashboard")),
             path("failures/", self._page(self.failures_view), name=_named("failures")),
             path("failures/<slug:word>/", self._page(self.group_view), name=_named("group")),
             path("<path:object_id>/retry/", self._page(self.single_view), {"word": RETRY.name}, name=_named("retry")),
@@ -60,6 +63,22 @@ class ActingAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # which is gener
 
     # Pages -----------------------------------------------------------------------------------------------------------
 
+    def dashboard_view(self, request: HttpRequest) -> HttpResponse:
+        """Show how deliveries stand, and what happened lately."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        alias = database_of(request)
+        context = {
+            "title": "Dashboard",
+            "shown": dashboard(alias, request.GET.get("span", ""), request.GET.get("receiver", "")),
+            "zone": get_current_timezone_name(),
+            "alias": alias,
+            "aliases": keeping(),
+            "list_url": self._url("changelist", alias),
+            "failures_url": self._url("failures", alias),
+        }
+        return self._answer(request, "dashboard.html", context)
+
     def failures_view(self, request: HttpRequest) -> HttpResponse:
         """Show what has failed, by receiver and cause."""
         if not self.has_view_permission(request):
@@ -73,6 +92,7 @@ class ActingAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # which is gener
             "alias": alias,
             "aliases": keeping(),
             "list_url": self._url("changelist", alias),
+            "dashboard_url": self._url("dashboard", alias),
         }
         return self._answer(request, "failures.html", context)
 

@@ -102,8 +102,8 @@ class DeliveryAdmin(ActingAdmin):
         if request.method == "POST" and not self.has_replay_permission(request):
             raise PermissionDenied
         alias = database_of(request)
-        context = {"title": "Deliveries", "failures_url": self._url("failures", alias), **(extra_context or {})}
-        return super().changelist_view(request, context)
+        urls = {f"{name}_url": self._url(name, alias) for name in ("dashboard", "failures")}
+        return super().changelist_view(request, {"title": "Deliveries", **urls, **(extra_context or {})})
 
     # One of them -----------------------------------------------------------------------------------------------------
 
