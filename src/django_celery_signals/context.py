@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import zoneinfo
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -95,8 +95,18 @@ def _setting(variable: ContextVar[Any]) -> Restore:
 
 def captured() -> dict[str, Any]:
     """Return what surrounds this moment; never an error."""
+    return _captured(_carriers.values())
+
+
+def scope() -> str:
+    """Return what tells a key apart in two of what is required, for two tenants may have an order 5; mostly nothing."""
+    needed = [carrier for carrier in _carriers.values() if carrier.required]
+    return json.dumps(_captured(needed), sort_keys=True) if needed else ""
+
+
+def _captured(carriers: Iterable[Carrier]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for carrier in _carriers.values():
+    for carrier in carriers:
         try:
             value = _as_json(carrier.capture())
         except Exception as error:

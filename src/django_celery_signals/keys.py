@@ -16,6 +16,7 @@ from django.db.models import Model
 
 from . import conf
 from .codec.instances import as_instance, has_pk, line_of
+from .context import scope
 from .envelope import Lane, Sending
 from .exceptions import ConnectError
 from .options import SendingOptions
@@ -58,7 +59,7 @@ def lane_of(options: SendingOptions, sending: Sending, receiver: str, former: Se
     debounce = options.debounce or 0.0
     return Lane(
         key=key if len(key) <= SHOWN else f"{key[:SHOWN]}\N{HORIZONTAL ELLIPSIS}",
-        name=_hashed(f"{next(iter(former), receiver)}\0{key}"),
+        name=_hashed(f"{next(iter(former), receiver)}\0{scope()}{key}"),
         folds=options.folds,
         debounce=debounce,
         max_wait=options.max_wait or MAX_WAIT * debounce,

@@ -256,6 +256,26 @@ def test_a_receiver_is_surrounded(guarantee: str, celery_app: Celery, receiving:
 
 
 @pytest.mark.django_db(transaction=True)
+def test_a_key_is_a_tenants(celery_app: Celery, receiving: Receiving) -> None:
+    """What two tenants call by the same key takes no turns, and is not folded into one."""
+    seen: list[Any] = []
+    receiving(doorbell, lambda: seen.append(tenant.get()), guarantee="durable", key=lambda: 5, coalesce=True)
+    doorbell.send(sender=None)
+    before = deliveries("default").get().lane
+    register_context("request", variable=ContextVar("request"))
+    doorbell.send(sender=None)
+    assert {before} == set(deliveries("default").values_list("lane", flat=True))
+    register_context("tenant", variable=tenant, required=True)
+    for name in ("acme", "other"):
+        with inside(name):
+            doorbell.send(sender=None)
+
+    assert 3 == len(set(deliveries("default").values_list("lane", flat=True)))
+    all_the_way(celery_app)
+    assert {None, "acme", "other"} == set(seen)
+
+
+@pytest.mark.django_db(transaction=True)
 def test_a_delivery_without_its_tenant_is_kept(
     celery_app: Celery, receiving: Receiving, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
