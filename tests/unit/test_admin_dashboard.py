@@ -35,8 +35,8 @@ EVIL = "shop.<script>alert('\"&"
 
 @pytest.fixture(autouse=True)
 def now(monkeypatch: pytest.MonkeyPatch) -> int:
-    """A minute after noon, so that no test meets the next; the number of that minute."""
-    monkeypatch.setattr(time, "time", lambda: NOON.timestamp() + 60)
+    """Half of the first minute after noon is over, and no test meets the next; the number of that minute."""
+    monkeypatch.setattr(time, "time", lambda: NOON.timestamp() + 90)
     return int(NOON.timestamp()) // 60 + 1
 
 
@@ -245,6 +245,15 @@ def test_throughput(client: Client, now: int) -> None:
 
     add(now - 1, sent=12)
     assert ["12", "0"] == shown(client, span="day").plots[0].steps[-1].texts
+
+
+def test_the_last_minute(client: Client, now: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A minute is drawn once every process has had the time to write it."""
+    add(now - 1, sent=1)
+    assert "12:00" == shown(client).plots[0].steps[-1].time[-5:]
+
+    monkeypatch.setattr(time, "time", lambda: NOON.timestamp() + 60 + 29)
+    assert "11:59" == shown(client).plots[0].steps[-1].time[-5:]
 
 
 def test_lag(client: Client, now: int) -> None:

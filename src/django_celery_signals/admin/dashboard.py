@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ from ..durable.deliveries import deliveries
 from ..durable.pauses import paused
 from ..durable.rows import State
 from ..statistics import Figures, Point, rates, series, table
+from ..statistics.flushing import EVERY
 from ..statistics.upkeep import DAY, MOST_WAITING, waiting
 from .bounds import Count, counted
 from .choices import of_state
@@ -24,6 +26,7 @@ from .listing import BY_STATE
 from .plots import Plot, Times, compact, draw, written
 
 RATED = 5  # minutes of which the rates are
+SETTLED = 1.5 * EVERY  # seconds after which every process has written its minute; before, a plot would end in a fall
 MOST_PAUSED = 20  # receivers that are named
 UNITS = ((2 * 86_400, 86_400, "days"), (2 * 3600, 3600, "hours"), (120, 60, "minutes"), (0, 1, "seconds"))
 NOT_NOTED = "not noted"
@@ -93,7 +96,7 @@ def dashboard(alias: str, asked_span: str, asked_receiver: str) -> Dashboard:
     days = conf.get().STATISTICS_DAYS
     spans = {name: one for name, one in SPANS.items() if name == "hour" or one.minutes <= days * DAY}
     chosen = asked_span if asked_span in spans else "hour"
-    until = table.this_minute()
+    until = int(time.time() - SETTLED) // 60
     minutes = table.last_minutes(alias) if days else {}
     receivers = _receivers(minutes, until - spans[chosen].minutes)
     receiver = asked_receiver if asked_receiver in receivers else ""
@@ -172,7 +175,7 @@ def _rates(alias: str, receiver: str) -> list[Number]:
 
 
 def _plots(alias: str, chosen: Span, receiver: str, until: int) -> list[Plot]:
-    """Draw the time before this minute, which is not over."""
+    """Draw the time before a minute."""
     points = series(alias, _moment(until - chosen.minutes), _moment(until), receiver, chosen.step)
     times = Times(
         starts=[point.at for point in points],
