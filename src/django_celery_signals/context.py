@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from datetime import timezone as fixed
 from typing import Any
 
+from celery.exceptions import SoftTimeLimitExceeded
 from django.utils import timezone, translation
 
 from .exceptions import ContextLost
@@ -38,6 +39,7 @@ class Carrier:
     capture: Callable[[], Any]  # JSON; None: there is nothing to carry
     restore: Restore  # for as long as the block lasts
     required: bool = False  # whether a receiver must not run without it
+    scope: bool = False  # whether the same key is another one for each of its values
 
 
 _carriers: dict[str, Carrier] = {}
@@ -51,6 +53,7 @@ def register_context(
     restore: Restore | None = None,
     variable: ContextVar[Any] | None = None,
     required: bool = False,
+    scope: bool = False,
 ) -> None:
     """Carry something from the sending to the receiver; call it where both the web process and the worker import it.
 
@@ -61,8 +64,10 @@ def register_context(
             something else, that is logged and the event travels without it.
         restore: given the value, returns a context manager that sets it, and afterwards resets it.
         variable: instead of both: a context variable, which is read and set.
-        required: whether a receiver must not run without it: a delivery whose value could not be captured or restored
-            is failed with :class:`~django_celery_signals.ContextLost`, and kept, to be retried.
+        required: whether a receiver must not run without it. Where there was nothing to carry, ``restore`` is given
+            None. While it cannot be restored, a delivery waits, for about an hour; then it is failed with
+            :class:`~django_celery_signals.ContextLost`, and kept. So is at once one whose value could not be captured.
+        scope: whether the same key is another one for each of its values, as the order 5 of two tenants is.
 
     Raises:
         ValueError: for a name that is taken or none, and for neither, or both, of what can be given.
@@ -75,7 +80,7 @@ def register_context(
         capture, restore = (lambda: variable.get(None)), _setting(variable)
     elif variable is not None or capture is None or restore is None:
         raise ValueError(f"register_context({name!r}): give capture= and restore=, or variable= alone.")
-    _carriers[name] = Carrier(name=name, capture=capture, restore=restore, required=required)
+    _carriers[name] = Carrier(name=name, capture=capture, restore=restore, required=required, scope=scope)
 
 
 def _setting(variable: ContextVar[Any]) -> Restore:
@@ -99,9 +104,9 @@ def captured() -> dict[str, Any]:
 
 
 def scope() -> str:
-    """Return what tells a key apart in two of what is required, for two tenants may have an order 5; mostly nothing."""
-    needed = [carrier for carrier in _carriers.values() if carrier.required]
-    return json.dumps(_captured(needed), sort_keys=True) if needed else ""
+    """Return what tells the same key apart, such as the tenant; nothing, unless a carrier says so."""
+    scopes = [carrier for carrier in _carriers.values() if carrier.scope]
+    return json.dumps(_captured(scopes), sort_keys=True) if scopes else ""
 
 
 def _captured(carriers: Iterable[Carrier]) -> dict[str, Any]:
@@ -113,7 +118,7 @@ def _captured(carriers: Iterable[Carrier]) -> dict[str, Any]:
             found.setdefault(LOST, []).append(carrier.name)
             _tell(carrier.name, "captured", error)
         else:
-            if value is None:
+            if value is None and not carrier.required:
                 continue
             found[carrier.name] = value
         if carrier.required:
@@ -147,6 +152,17 @@ def is_required(context: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
+def restored_again(context: Mapping[str, Any]) -> Iterator[None]:
+    """Do so for what follows the run, its commit's hooks and what is told of it; what cannot be restored is logged."""
+    with ExitStack() as blocks:
+        try:
+            blocks.enter_context(restored(context))
+        except ContextLost:
+            logger.exception("What follows a run is done without its context.")
+        yield
+
+
+@contextmanager
 def restored(context: Mapping[str, Any]) -> Iterator[None]:
     """Restore what surrounded a sending, for as long as the block lasts; afterwards all is as it was before.
 
@@ -164,7 +180,8 @@ def restored(context: Mapping[str, Any]) -> Iterator[None]:
             elif name in required:
                 raise ContextLost(
                     f"The event carries the context {name!r}, without which its receiver must not run, but this worker "
-                    f"does not know it. Call register_context({name!r}, ...) where the worker imports it, and retry."
+                    f"does not know it. Call register_context({name!r}, ...) where the worker imports it, too.",
+                    may_pass=True,
                 )
         yield
 
@@ -180,9 +197,12 @@ class _Restored:
         try:
             block = self.carrier.restore(self.value)
             block.__enter__()
+        except SoftTimeLimitExceeded:
+            raise
         except Exception as error:
             if self.required:
-                raise ContextLost(f"The context {self.carrier.name!r} could not be restored: {error!r}") from error
+                message = f"The context {self.carrier.name!r} could not be restored: {error!r}"
+                raise ContextLost(message, may_pass=True) from error
             _tell(self.carrier.name, "restored", error)
         else:
             self.block = block

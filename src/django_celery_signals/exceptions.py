@@ -74,6 +74,11 @@ class UnknownReceiver(SignalTaskError):
 class ContextLost(SignalTaskError):
     """Tell which ``required`` context of a sending is not there, such as its tenant, so that no receiver ran."""
 
+    def __init__(self, message: str, *, may_pass: bool = False) -> None:
+        """Say whether it may be there later, or in another worker."""
+        super().__init__(message)
+        self.may_pass = may_pass
+
 
 class WorkerLost(SignalTaskError):
     """Tell that the workers that ran a receiver ended without a word, as when it exhausts the memory."""

@@ -74,7 +74,7 @@ def run(task: Any, hold: Hold | Later, instance: Source = instance_from) -> None
         Exception: what Celery is told when it did not succeed; all is noted then.
     """
     envelope = read(hold)
-    with running(envelope.event), surrounded(envelope, hold):
+    with running(envelope.event), surrounded(task, envelope, hold):
         kwargs, event = arguments(task, envelope, hold, instance)
         with running(event):
             _run(task, event, kwargs, hold)
@@ -132,14 +132,17 @@ def read(hold: Hold | Later) -> Envelope:
 
 
 @contextmanager
-def surrounded(envelope: Envelope, hold: Hold | Later) -> Iterator[None]:
+def surrounded(task: Any, envelope: Envelope, hold: Hold | Later) -> Iterator[None]:
     """Restore what surrounded the sending; settle it here when the receiver must not run without what is missing."""
     with ExitStack() as blocks:
         outcome = None
         try:
             blocks.enter_context(restored(envelope.context))
         except ContextLost as error:
-            outcome = hold.fail(envelope.event, error)
+            if error.may_pass:
+                outcome = hold.again(envelope.event, error, _wait(task), hold.OUTAGES)
+            else:
+                outcome = hold.fail(envelope.event, error)
         if outcome is not None:
             raise outcome
         yield

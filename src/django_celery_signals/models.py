@@ -59,7 +59,9 @@ class Delivery(models.Model):
             PartialIndex("state", "queue", "sent_at", name="dcs_delivery_sent", where=Q(state=State.SENT)),
             PartialIndex("state", "lane", "id", name="dcs_delivery_lane", where=Q(lane__isnull=False)),
             PartialIndex(
-                "receiver", "id", name="dcs_delivery_kept", where=Q(state=State.FAILED) | Q(state=State.PAUSED)
+                *("state", "receiver", "id"),
+                name="dcs_delivery_kept",
+                where=Q(state=State.FAILED) | Q(state=State.PAUSED),
             ),
         ]
 

@@ -98,7 +98,7 @@ def _in_savepoint(task: Any, one: Later, fetched: Fetched) -> None:
         except PutOff:
             if one.spoils or not _survives(connection, used):
                 raise
-    shield(connection, hooks, one.context)
+    shield(connection, hooks, one.context, one.around)
 
 
 def _survives(connection: Any, used: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -11,13 +10,17 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
+from django.db import transaction
 from django.dispatch import Signal
 from django.test import override_settings
 
 from django_celery_signals import ContextLost, Event, Relay, context, register_context
 from django_celery_signals.context import captured, is_required, of_receiver, restored
-from django_celery_signals.durable.deliveries import deliveries
-from tests.delivering import states
+from django_celery_signals.durable.deliveries import State, deliveries
+from django_celery_signals.durable.hold import Held
+from django_celery_signals.signals import receiver_succeeded
+from tests.delivering import moment, states
 from tests.drain import drain
 from tests.receiving import Receiving
 
@@ -99,7 +102,8 @@ def test_captured() -> None:
     register_context("tenant", variable=tenant, required=True)
     register_context("user", capture=lambda: {"id": 5}, restore=inside)
 
-    assert {**OWN, "user": {"id": 5}} == captured()
+    register_context("request", variable=ContextVar("request"))
+    assert {**OWN, "tenant": None, "$required": ["tenant"], "user": {"id": 5}} == captured()
     with inside("acme"):
         assert {**OWN, "tenant": "acme", "$required": ["tenant"], "user": {"id": 5}} == captured()
 
@@ -265,7 +269,10 @@ def test_a_key_is_a_tenants(celery_app: Celery, receiving: Receiving) -> None:
     register_context("request", variable=ContextVar("request"))
     doorbell.send(sender=None)
     assert {before} == set(deliveries("default").values_list("lane", flat=True))
-    register_context("tenant", variable=tenant, required=True)
+    register_context("user", variable=ContextVar("user"), required=True)
+    doorbell.send(sender=None)
+    assert {before} == set(deliveries("default").values_list("lane", flat=True))
+    register_context("tenant", variable=tenant, scope=True)
     for name in ("acme", "other"):
         with inside(name):
             doorbell.send(sender=None)
@@ -276,30 +283,103 @@ def test_a_key_is_a_tenants(celery_app: Celery, receiving: Receiving) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_delivery_without_its_tenant_is_kept(
-    celery_app: Celery, receiving: Receiving, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It fails without having run, is shown with the reason, and runs when it is retried where all is there."""
-    caplog.set_level(logging.CRITICAL)
+def test_a_delivery_without_its_tenant_waits(celery_app: Celery, receiving: Receiving) -> None:
+    """It waits, uncharged, for a worker that knows the context, or until it can be restored; in the end it is kept."""
     seen: list[Any] = []
     register_context("tenant", variable=tenant, required=True)
     receiving(doorbell, lambda: seen.append(tenant.get()), guarantee="durable")
-    with inside("acme"):
-        doorbell.send(sender=None)
+    for _ in range(2):
+        with inside("acme"):
+            doorbell.send(sender=None)
     known = dict(context._carriers)
     del context._carriers["tenant"]
+    first, second = deliveries("default").order_by("pk")
+    deliveries("default").filter(pk=second.pk).update(reruns=Held.OUTAGES)
+
+    drain(celery_app)
+
+    first.refresh_from_db()
+    second.refresh_from_db()
+    assert (State.READY, 0, 1) == (first.state, first.attempts, first.reruns)
+    assert (State.FAILED, "django_celery_signals.exceptions.ContextLost") == (second.state, second.error_type)
+    assert "register_context('tenant', ...)" in str(second.error_message)
+    assert [] == seen
+    context._carriers.update(known)
+    assert 1 == deliveries("default").failed().retry()
+    deliveries("default").update(due_at=moment(-1))
+    all_the_way(celery_app)
+    assert ["acme", "acme"] == seen
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_delivery_whose_tenant_was_lost_is_kept(celery_app: Celery, receiving: Receiving) -> None:
+    """Nothing brings back what could not be captured."""
+    register_context("tenant", capture=fail, restore=inside, required=True)
+    receiving(doorbell, fail, guarantee="durable")
+    doorbell.send(sender=None)
 
     drain(celery_app)
 
     assert {"failed": 1} == states("default")
-    row = deliveries("default").get()
-    assert "django_celery_signals.exceptions.ContextLost" == row.error_type
-    assert "register_context('tenant', ...)" in row.error_message
-    assert [] == seen
-    context._carriers.update(known)
-    assert 1 == deliveries("default").failed().retry()
-    all_the_way(celery_app)
-    assert ["acme"] == seen
+    assert "could not be captured" in str(deliveries("default").get().error_message)
+
+
+def test_a_time_limit_is_not_the_carriers() -> None:
+    """A time limit that is over while something is restored ends the run, and nothing else."""
+
+    def late(value: Any) -> Any:
+        raise SoftTimeLimitExceeded
+
+    for required in (False, True):
+        context._carriers.pop("late", None)
+        register_context("late", capture=lambda: 1, restore=late, required=required)
+        with pytest.raises(SoftTimeLimitExceeded), restored(captured()):
+            raise AssertionError
+
+
+@pytest.mark.django_db(transaction=True)
+@override_settings(DJANGO_CELERY_SIGNALS={"FAST_PATH_LIMIT": 0})
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_what_follows_the_run_of_several(
+    is_lost: bool, celery_app: Celery, receiving: Receiving, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is done after the commit of several deliveries is done in the context of each, if it is to be had."""
+    schema = ["public"]  # as a connection has it, which no context variable is
+
+    @contextmanager
+    def in_schema(name: str) -> Iterator[None]:
+        if is_lost and name in seen:
+            raise LookupError
+        before, schema[0] = schema[0], name
+        yield
+        schema[0] = before
+
+    seen: list[str] = []
+    hooks: list[tuple[int, str]] = []
+    told: list[str] = []
+
+    def note(number: int) -> None:
+        transaction.on_commit(lambda: hooks.append((number, schema[0])))
+        if is_lost:
+            seen.append(schema[0])
+
+    def listen(**_: Any) -> None:
+        told.append(schema[0])
+
+    register_context("schema", capture=lambda: schema[0], restore=in_schema, required=True)
+    receiving(doorbell, note, guarantee="durable", chunk_size=5)
+    for number in range(20):
+        with in_schema(f"tenant {number}"):
+            doorbell.send(sender=None, number=number)
+    receiver_succeeded.connect(listen)
+    try:
+        assert [10] == all_the_way(celery_app)
+    finally:
+        receiver_succeeded.disconnect(listen)
+
+    mine = [(number, "public" if is_lost else f"tenant {number}") for number in range(20)]
+    assert (mine, sorted(name for _, name in mine)) == (sorted(hooks), sorted(told))
+    assert is_lost is ("What follows a run is done without its context." in caplog.messages)
 
 
 @pytest.mark.django_db(transaction=True)

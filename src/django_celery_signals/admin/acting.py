@@ -34,6 +34,10 @@ TEMPLATES = "admin/django_celery_signals/delivery"
 class ActingAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # which is generic for type checkers only
     """What changes deliveries; who may, has ``replay_delivery``."""
 
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Tell whether somebody may see deliveries; Django's own takes a permission to change them for one, too."""
+        return _has(request, "view_delivery")
+
     def has_replay_permission(self, request: HttpRequest) -> bool:
         """Tell whether somebody may retry and discard."""
         return self.has_view_permission(request) and _has(request, "replay_delivery")

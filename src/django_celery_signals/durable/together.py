@@ -5,7 +5,7 @@ fence.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import Context, copy_context
 from functools import partial
@@ -14,6 +14,7 @@ from typing import Any
 from celery.exceptions import Retry, SoftTimeLimitExceeded
 from django.db import connections, transaction
 
+from ..context import restored_again
 from ..envelope import Envelope
 from ..event import Event
 from ..exceptions import LeaseLost, RetryAfter
@@ -142,7 +143,7 @@ class All:
             raise RetryAfter(self.retry_in)
         complete_together(self.task, self.holds)
         if self.task.atomic:
-            shield(connections[self.holds[0].lease.using], 0, copy_context())
+            shield(connections[self.holds[0].lease.using], 0, copy_context(), self.holds[0].envelope().context)
 
 
 class _OneOfSeveral:
@@ -151,18 +152,19 @@ class _OneOfSeveral:
     Django writes the name of what fails into its log, which a ``partial`` has not.
     """
 
-    def __init__(self, hook: Callable[[], Any], context: Context) -> None:
-        self.hook, self.context = hook, context
+    def __init__(self, hook: Callable[[], Any], context: Context, around: Mapping[str, Any]) -> None:
+        self.hook, self.context, self.around = hook, context, around
         self.__qualname__ = getattr(hook, "__qualname__", None) or repr(hook)
 
     def __call__(self) -> None:
-        self.context.run(self.hook)
+        with restored_again(self.around):
+            self.context.run(self.hook)
 
 
-def shield(connection: Any, start: int, context: Context) -> None:
+def shield(connection: Any, start: int, context: Context, around: Mapping[str, Any]) -> None:
     """Let the hooks that were registered for a commit, from the given one on, run beside one another."""
     connection.run_on_commit[start:] = [
-        (ids, hook if isinstance(hook, Hook) else _OneOfSeveral(hook, context), True)
+        (ids, hook if isinstance(hook, Hook) else _OneOfSeveral(hook, context, around), True)
         for ids, hook, _ in connection.run_on_commit[start:]
     ]
 
@@ -178,11 +180,14 @@ class Later:
         self.is_done = False  # whether it is to be completed with the others
         self.spoils = False  # whether its error says nothing about itself
         self.context = copy_context()  # of its run: the event, the language
+        self.around: Mapping[str, Any] = {}  # what surrounded the sending, once it is read
         self._then: Callable[[], Exception | None] | None = None
 
     def envelope(self) -> Envelope:
         """Read the envelope."""
-        return self.hold.envelope()
+        envelope = self.hold.envelope()
+        self.around = envelope.context
+        return envelope
 
     def event(self, event: Event) -> Event:
         """Return the event as the receiver gets it."""
@@ -236,7 +241,10 @@ class Later:
     def settle(self) -> Exception | None:
         """Note what became of it; return what Celery would have been told."""
         self.hold.lease.ending = self.hold.completed
-        return self.context.run(self._then) if self._then is not None else None
+        if self._then is None:
+            return None
+        with restored_again(self.around):
+            return self.context.run(self._then)
 
 
 class PutOff(Exception):

@@ -27,6 +27,7 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name="delivery",
             index=django_celery_signals.durable.clock.PartialIndex(
+                "state",
                 "receiver",
                 "id",
                 name="dcs_delivery_kept",

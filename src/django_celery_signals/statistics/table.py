@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from django.apps import apps
@@ -41,7 +42,9 @@ def add(using: str, rows: Sequence[Row]) -> None:
     """
     connection = connections[using]
     in_order = sorted(rows, key=lambda row: row[:2])  # the same everywhere, so that nobody waits for one who waits
-    with transaction.atomic(using=using), connection.cursor() as cursor:
+    # One statement is a transaction of its own: a process that is stopped in between would keep all others waiting.
+    block = transaction.atomic(using=using) if len(in_order) > STEP else nullcontext()
+    with block, connection.cursor() as cursor:
         for start in range(0, len(in_order), STEP):
             part = [_values(row) for row in in_order[start : start + STEP]]
             cursor.execute(_text(connection, len(part)), [value for values in part for value in values])
