@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.signals import worker_init
 from django.apps import apps
 from django.core import mail
 from django.core.mail import EmailMessage
@@ -24,6 +25,7 @@ from django.db.migrations.state import ProjectState
 from django.db.models.signals import post_delete, post_save
 from django.dispatch import Signal
 from django.test.utils import CaptureQueriesContext
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 
 import django_celery_signals
 from django_celery_signals import (
@@ -42,6 +44,7 @@ from django_celery_signals.durable.clock import In
 from django_celery_signals.durable.deliveries import State
 from django_celery_signals.event import Event
 from django_celery_signals.management.commands.signals import Command
+from django_celery_signals.observing import prometheus
 from tests import shop
 from tests.drain import Published, drain, run, take
 from tests.lanes import Stage, step
@@ -58,6 +61,7 @@ RECIPES = (ROOT / "docs" / "recipes.md").read_text()
 README = (ROOT / "README.md").read_text()
 TESTING = (ROOT / "docs" / "testing.md").read_text()
 CONTEXT = (ROOT / "docs" / "context.md").read_text()
+OBSERVABILITY = (ROOT / "docs" / "observability.md").read_text()
 
 
 # What Python, Django, Celery and the databases say; docs/troubleshooting.md has the remedies.
@@ -624,6 +628,40 @@ def test_failure_block(page: Any, celery_app: Celery, capsys: pytest.CaptureFixt
     drain(celery_app)
     assert [sent.subject for sent in mail.outbox] == ["An order was not exported"]
     assert "ZeroDivisionError" in mail.outbox[0].body
+
+
+def test_prometheus_block(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The app of the page counts in the process that it is loaded in, and serves from the main process of a worker."""
+    served: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(prometheus, "serve", lambda *args: served.append(args))
+    config = page(block_with(OBSERVABILITY, "prometheus.connect()"), "shop.apps")["ShopConfig"]
+    try:
+        config("shop", shop).ready()
+        worker_init.send(sender=None)
+        signals.tell(signals.event_lost, "tests.nobody")
+        found = {metric.name for metric in REGISTRY.collect() if metric.samples}
+    finally:
+        prometheus.disconnect()
+        worker_init.disconnect(vars(sys.modules["shop.apps"])["serve_metrics"])
+
+    assert [(9808, "0.0.0.0")] == served
+    assert f"{prometheus.PREFIX}_lost" in found
+
+
+def test_every_metric_is_documented() -> None:
+    """The table of metrics has every metric with its labels, and no other."""
+    counted, asked = CollectorRegistry(auto_describe=True), prometheus.Deliveries().describe()
+    prometheus.connect(counted)
+    try:
+        metrics = [prometheus._connected[counted], *asked]
+    finally:
+        prometheus.disconnect(counted)
+    own = [metric for metric in vars(metrics[0]).values() if isinstance(metric, (Counter, Histogram))]
+    names = {f"{metric._name}{'_total' * isinstance(metric, Counter)}": metric._labelnames for metric in own}
+    names |= {family.name: tuple(family._labelnames) for family in metrics[1:]}
+    rows = re.findall(r"^\| `(django_celery_signals_\w+)` \| (.*?) \|", OBSERVABILITY, re.MULTILINE)
+
+    assert names == {name: tuple(re.findall(r"`(\w+)`", labels)) for name, labels in rows}
 
 
 def test_every_block_is_run() -> None:
