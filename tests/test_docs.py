@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import logging
+import logging.config
 import re
 import sys
 import unittest
@@ -44,7 +46,7 @@ from django_celery_signals.durable.clock import In
 from django_celery_signals.durable.deliveries import State
 from django_celery_signals.event import Event
 from django_celery_signals.management.commands.signals import Command
-from django_celery_signals.observing import prometheus
+from django_celery_signals.observing import logs, prometheus
 from tests import shop
 from tests.drain import Published, drain, run, take
 from tests.lanes import Stage, step
@@ -646,6 +648,22 @@ def test_prometheus_block(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert [(9808, "0.0.0.0")] == served
     assert f"{prometheus.PREFIX}_lost" in found
+
+
+def test_logs_blocks(page: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the page connects is written where its settings say."""
+    said = page(block_with(OBSERVABILITY, "LOGGING = {"), "shop.settings")["LOGGING"]
+    events = logging.getLogger("django_celery_signals.events")
+    page(block_with(OBSERVABILITY, "logs.connect()"), "shop.receivers")
+    try:
+        logging.config.dictConfig(said)
+        signals.tell(signals.receiver_discarded, "tests.nobody")
+    finally:
+        logs.disconnect()
+        events.handlers.clear()
+        events.setLevel(logging.NOTSET)
+
+    assert "Event discarded by tests.nobody\n" == capsys.readouterr().err
 
 
 def test_every_metric_is_documented() -> None:

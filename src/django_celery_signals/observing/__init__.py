@@ -1,1 +1,1 @@
-"""What others watch with, told by the library's own signals. Each module needs one package, and nothing needs them."""
+"""What others watch with, told by the library's own signals. A module may need a package, and nothing needs them."""
