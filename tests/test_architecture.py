@@ -41,7 +41,7 @@ BESIDE = ("checks", "management", "observing", "operating", "statistics", "testi
 # What the library may need at run time. Everything else is the user's choice.
 REQUIRED = {"django", "celery", "kombu", "amqp", "asgiref"}
 # The one package more that a module needs, whose user imports it.
-EXTRAS = {"observing.prometheus": "prometheus_client"}
+EXTRAS = {"observing.opentelemetry": "opentelemetry", "observing.prometheus": "prometheus_client"}
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:

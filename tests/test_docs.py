@@ -27,6 +27,8 @@ from django.db.migrations.state import ProjectState
 from django.db.models.signals import post_delete, post_save
 from django.dispatch import Signal
 from django.test.utils import CaptureQueriesContext
+from opentelemetry import propagate, trace
+from opentelemetry.context import attach, detach
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 
 import django_celery_signals
@@ -46,7 +48,7 @@ from django_celery_signals.durable.clock import In
 from django_celery_signals.durable.deliveries import State
 from django_celery_signals.event import Event
 from django_celery_signals.management.commands.signals import Command
-from django_celery_signals.observing import logs, prometheus
+from django_celery_signals.observing import logs, opentelemetry, prometheus
 from tests import shop
 from tests.drain import Published, drain, run, take
 from tests.lanes import Stage, step
@@ -648,6 +650,29 @@ def test_prometheus_block(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert [(9808, "0.0.0.0")] == served
     assert f"{prometheus.PREFIX}_lost" in found
+
+
+@pytest.mark.django_db(transaction=True)
+def test_opentelemetry_block(
+    page: Any, celery_app: Celery, receiving: Receiving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the page's line a trace goes on in the worker."""
+    monkeypatch.setattr(context, "_carriers", dict(context._carriers))
+    monkeypatch.setattr(opentelemetry, "_registered", [])
+    page(block_with(OBSERVABILITY, "opentelemetry.connect()"), "shop.traces")
+    headers = {"traceparent": f"00-{1:032x}-{2:016x}-01"}
+    bell, seen = Signal(), []
+    receiving(bell, lambda event: seen.append((event.context["otel"], trace.get_current_span().get_span_context())))
+    token = attach(propagate.extract(headers))
+    try:
+        bell.send(sender=None)
+    finally:
+        detach(token)
+        drain(celery_app)
+        opentelemetry.disconnect()
+
+    [(carried, span)] = seen
+    assert (headers, 1) == (carried, span.trace_id)
 
 
 def test_logs_blocks(page: Any, capsys: pytest.CaptureFixture[str]) -> None:
