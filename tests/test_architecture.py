@@ -37,9 +37,11 @@ FLOW = [
     *("handover", "template", "carried", "keys", "options", "wire", "envelope", "publisher", "event"),
 ]
 # What stands beside the flow, which does without it.
-BESIDE = ("checks", "management", "operating", "statistics", "testing", "apps", "models")
+BESIDE = ("checks", "management", "observing", "operating", "statistics", "testing", "apps", "models")
 # What the library may need at run time. Everything else is the user's choice.
 REQUIRED = {"django", "celery", "kombu", "amqp", "asgiref"}
+# The one package more that a module needs, whose user imports it.
+EXTRAS = {"observing.opentelemetry": "opentelemetry", "observing.prometheus": "prometheus_client"}
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -131,8 +133,16 @@ def test_imports_stand_at_the_top(module: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_only_django_and_celery_are_needed(module: str) -> None:
-    """Whatever else is imported comes with Python, or with Django and Celery."""
-    assert other_imports(MODULES[module]) - sys.stdlib_module_names <= REQUIRED
+    """Whatever else is imported comes with Python, or with Django and Celery; a leaf may need one package more."""
+    extras = other_imports(MODULES[module]) - sys.stdlib_module_names - REQUIRED
+    assert extras == ({EXTRAS[module]} if module in EXTRAS else set())
+
+
+def test_nothing_needs_what_observes() -> None:
+    """What is for one tool is imported by its user, and by no module of the package."""
+    observing = {module for module in MODULES if module.startswith("observing.")}
+    assert observing >= EXTRAS.keys()
+    assert [] == [module for module in MODULES if own_imports(module) & observing]
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import logging
+import logging.config
 import re
 import sys
 import unittest
@@ -15,6 +17,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.signals import worker_init
 from django.apps import apps
 from django.core import mail
 from django.core.mail import EmailMessage
@@ -24,6 +27,9 @@ from django.db.migrations.state import ProjectState
 from django.db.models.signals import post_delete, post_save
 from django.dispatch import Signal
 from django.test.utils import CaptureQueriesContext
+from opentelemetry import propagate, trace
+from opentelemetry.context import attach, detach
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 
 import django_celery_signals
 from django_celery_signals import (
@@ -42,6 +48,7 @@ from django_celery_signals.durable.clock import In
 from django_celery_signals.durable.deliveries import State
 from django_celery_signals.event import Event
 from django_celery_signals.management.commands.signals import Command
+from django_celery_signals.observing import logs, opentelemetry, prometheus
 from tests import shop
 from tests.drain import Published, drain, run, take
 from tests.lanes import Stage, step
@@ -58,6 +65,7 @@ RECIPES = (ROOT / "docs" / "recipes.md").read_text()
 README = (ROOT / "README.md").read_text()
 TESTING = (ROOT / "docs" / "testing.md").read_text()
 CONTEXT = (ROOT / "docs" / "context.md").read_text()
+OBSERVABILITY = (ROOT / "docs" / "observability.md").read_text()
 
 
 # What Python, Django, Celery and the databases say; docs/troubleshooting.md has the remedies.
@@ -624,6 +632,79 @@ def test_failure_block(page: Any, celery_app: Celery, capsys: pytest.CaptureFixt
     drain(celery_app)
     assert [sent.subject for sent in mail.outbox] == ["An order was not exported"]
     assert "ZeroDivisionError" in mail.outbox[0].body
+
+
+def test_prometheus_block(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The app of the page counts in the process that it is loaded in, and serves from the main process of a worker."""
+    served: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(prometheus, "serve", lambda *args: served.append(args))
+    config = page(block_with(OBSERVABILITY, "prometheus.connect()"), "shop.apps")["ShopConfig"]
+    try:
+        config("shop", shop).ready()
+        worker_init.send(sender=None)
+        signals.tell(signals.event_lost, "tests.nobody")
+        found = {metric.name for metric in REGISTRY.collect() if metric.samples}
+    finally:
+        prometheus.disconnect()
+        worker_init.disconnect(vars(sys.modules["shop.apps"])["serve_metrics"])
+
+    assert [(9808, "0.0.0.0")] == served
+    assert f"{prometheus.PREFIX}_lost" in found
+
+
+@pytest.mark.django_db(transaction=True)
+def test_opentelemetry_block(
+    page: Any, celery_app: Celery, receiving: Receiving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the page's line a trace goes on in the worker."""
+    monkeypatch.setattr(context, "_carriers", dict(context._carriers))
+    monkeypatch.setattr(opentelemetry, "_registered", [])
+    page(block_with(OBSERVABILITY, "opentelemetry.connect()"), "shop.traces")
+    headers = {"traceparent": f"00-{1:032x}-{2:016x}-01"}
+    bell, seen = Signal(), []
+    receiving(bell, lambda event: seen.append((event.context["otel"], trace.get_current_span().get_span_context())))
+    token = attach(propagate.extract(headers))
+    try:
+        bell.send(sender=None)
+    finally:
+        detach(token)
+        drain(celery_app)
+        opentelemetry.disconnect()
+
+    [(carried, span)] = seen
+    assert (headers, 1) == (carried, span.trace_id)
+
+
+def test_logs_blocks(page: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the page connects is written where its settings say."""
+    said = page(block_with(OBSERVABILITY, "LOGGING = {"), "shop.settings")["LOGGING"]
+    events = logging.getLogger("django_celery_signals.events")
+    page(block_with(OBSERVABILITY, "logs.connect()"), "shop.receivers")
+    try:
+        logging.config.dictConfig(said)
+        signals.tell(signals.receiver_discarded, "tests.nobody")
+    finally:
+        logs.disconnect()
+        events.handlers.clear()
+        events.setLevel(logging.NOTSET)
+
+    assert "Event discarded by tests.nobody\n" == capsys.readouterr().err
+
+
+def test_every_metric_is_documented() -> None:
+    """The table of metrics has every metric with its labels, and no other."""
+    counted, asked = CollectorRegistry(auto_describe=True), prometheus.Deliveries().describe()
+    prometheus.connect(counted)
+    try:
+        metrics = [prometheus._connected[counted], *asked]
+    finally:
+        prometheus.disconnect(counted)
+    own = [metric for metric in vars(metrics[0]).values() if isinstance(metric, (Counter, Histogram))]
+    names = {f"{metric._name}{'_total' * isinstance(metric, Counter)}": metric._labelnames for metric in own}
+    names |= {family.name: tuple(family._labelnames) for family in metrics[1:]}
+    rows = re.findall(r"^\| `(django_celery_signals_\w+)` \| (.*?) \|", OBSERVABILITY, re.MULTILINE)
+
+    assert names == {name: tuple(re.findall(r"`(\w+)`", labels)) for name, labels in rows}
 
 
 def test_every_block_is_run() -> None:

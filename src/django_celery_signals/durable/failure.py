@@ -22,15 +22,19 @@ def described(error: BaseException, receiver: str) -> dict[str, Any]:
         error: what was raised.
         receiver: name of the task, by which failures are grouped that happened outside of the project's code.
     """
-    name = type(error).__qualname__
-    if type(error).__module__ != "builtins":
-        name = f"{type(error).__module__}.{name}"
+    name = type_name(error)
     return {
         "error_type": clean(name)[:255],
         "error_message": clean(_message(error))[:MOST_TEXT],
         "traceback": clean("".join(traceback.format_exception(error)))[-MOST_TEXT:],
         "fingerprint": clean(f"{name} in {_place(error) or receiver}")[:255],
     }
+
+
+def type_name(error: BaseException) -> str:
+    """Return the name of an error's class, with its module unless it is Python's own."""
+    module, name = type(error).__module__, type(error).__qualname__
+    return name if module == "builtins" else f"{module}.{name}"
 
 
 def clean(text: str) -> str:
