@@ -14,6 +14,7 @@ import pytest
 from django.contrib.admin import AdminSite
 from django.contrib.admin.models import CHANGE, DELETION, LogEntry
 from django.contrib.auth.models import Permission
+from django.contrib.contenttypes.models import ContentType
 from django.db import connections
 from django.db.models.signals import post_delete, post_save
 from django.http import Http404
@@ -23,6 +24,7 @@ from django.test.utils import CaptureQueriesContext
 from django_celery_signals.admin import bounds, changing, choices, facts, failures, listing, places, searching
 from django_celery_signals.durable.deliveries import State, deliveries
 from django_celery_signals.durable.rows import STEP
+from django_celery_signals.models import Delivery
 from tests.delivering import moment, place, states
 from tests.parameters import each_database
 from tests.receiving import Receiving
@@ -904,3 +906,35 @@ def test_labels() -> None:
 def test_steps() -> None:
     """A step is as large as one statement may be."""
     assert changing.STEP == STEP
+
+
+@pytest.mark.parametrize("place", ["", "failures/", "dashboard/", "other_3A1/change/"])
+def test_a_database_that_is_away(client: Client, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page of a database that does not answer, or was not migrated, says so, and leads to the others."""
+    with connections["other"].cursor() as cursor:
+        cursor.execute("ALTER TABLE django_celery_signals_delivery RENAME TO elsewhere")
+
+    answer = client.get(f"{LIST}{place}", {"database": "other"})
+
+    assert 503 == answer.status_code
+    text = answer.content.decode()
+    assert "OperationalError: no such table: django_celery_signals_delivery" in text
+    assert "manage.py migrate --database=other" in text
+    assert f'href="{LIST}?database=default"' in text
+
+
+def test_an_action_on_a_database_that_is_away(client: Client) -> None:
+    """The same for what would change something."""
+    pk = failed().pk
+    with connections["default"].cursor() as cursor:
+        cursor.execute("ALTER TABLE django_celery_signals_delivery RENAME TO elsewhere")
+
+    assert 503 == client.post(f"{LIST}default_3A{pk}/retry/").status_code
+
+
+def test_who_may_change_may_not_see(log_in: Callable[..., Client]) -> None:
+    """A permission to change deliveries, which there is no more, opens no page."""
+    kind = ContentType.objects.get_for_model(Delivery)
+    Permission.objects.get_or_create(content_type=kind, codename="change_delivery", defaults={"name": "old"})
+
+    assert 403 == log_in("change_delivery").get(LIST).status_code

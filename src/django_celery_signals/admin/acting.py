@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import wraps
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -11,6 +12,7 @@ from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.templatetags.admin_urls import add_preserved_filters
 from django.contrib.admin.utils import quote
 from django.core.exceptions import PermissionDenied
+from django.db import Error
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import path, reverse
@@ -29,6 +31,20 @@ Hidden = Sequence[tuple[str, str]]  # names and values that a page of confirmati
 
 CONFIRMED = "confirmed"
 TEMPLATES = "admin/django_celery_signals/delivery"
+
+
+def answering(view: Any) -> Any:
+    """Let a page of a database that is away, or has no table, say so, and where the others are."""
+
+    @wraps(view)
+    def answer(self: Any, request: HttpRequest, *args: Any, **options: Any) -> Any:
+        try:
+            response = view(self, request, *args, **options)
+            return response.render() if isinstance(response, TemplateResponse) else response
+        except Error as error:
+            return self.away(request, error)
+
+    return answer
 
 
 class ActingAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # which is generic for type checkers only
@@ -67,6 +83,7 @@ class ActingAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # which is gener
 
     # Pages -----------------------------------------------------------------------------------------------------------
 
+    @answering
     def dashboard_view(self, request: HttpRequest) -> HttpResponse:
         """Show how deliveries stand, and what happened lately."""
         if not self.has_view_permission(request):
@@ -83,6 +100,7 @@ class ActingAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # which is gener
         }
         return self._answer(request, "dashboard.html", context)
 
+    @answering
     def failures_view(self, request: HttpRequest) -> HttpResponse:
         """Show what has failed, by receiver and cause."""
         if not self.has_view_permission(request):
@@ -100,6 +118,7 @@ class ActingAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # which is gener
         }
         return self._answer(request, "failures.html", context)
 
+    @answering
     def group_view(self, request: HttpRequest, word: str) -> HttpResponse:
         """Ask whether all of a group are meant, and then change them."""
         if word not in VERBS:
@@ -115,6 +134,7 @@ class ActingAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # which is gener
         self._change(request, verb, rows)
         return HttpResponseRedirect(back)
 
+    @answering
     def single_view(self, request: HttpRequest, object_id: str, word: str) -> HttpResponse:
         """Change one delivery; discard it only once that was confirmed."""
         if refusal := self._refusal(request):
@@ -150,6 +170,20 @@ class ActingAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # which is gener
         hidden = [("action", f"{verb.name}_selected"), *across, *((ACTION_CHECKBOX_NAME, pk) for pk in ticked)]
         about = "All deliveries of the list" if across else "The chosen deliveries"
         return self._ask(request, verb, rows, about=about, hidden=hidden, back=request.get_full_path())
+
+    def away(self, request: HttpRequest, error: Exception) -> HttpResponse:
+        """Say that a database does not answer."""
+        alias = database_of(request)
+        context = {
+            "title": "Not available",
+            "reason": f"{type(error).__name__}: {error}",
+            "alias": alias,
+            "others": [{"alias": one, "url": self._url("changelist", one)} for one in keeping() if one != alias],
+            "list_url": self._url("changelist", alias),
+        }
+        response = self._answer(request, "away.html", context)
+        response.status_code = 503
+        return response
 
     # How -------------------------------------------------------------------------------------------------------------
 

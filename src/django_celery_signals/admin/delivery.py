@@ -18,7 +18,7 @@ from ..durable.clock import In
 from ..durable.deliveries import deliveries
 from ..durable.rows import State
 from ..durable.texts import LARGE
-from .acting import ActingAdmin
+from .acting import ActingAdmin, answering
 from .bounds import BoundedPaginator, counted
 from .choices import ASKED, FILTERS
 from .facts import HIDDEN, NONE, age, badge, block, dotted, due, object_link, passed, pretty
@@ -93,6 +93,7 @@ class DeliveryAdmin(ActingAdmin):
         """Return the columns: keys may be values of what was sent."""
         return [name for name in SHOWN if name != "key" or self.has_payload_permission(request)]
 
+    @answering
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
         """Show the list, or act on what was chosen of it.
 
@@ -126,6 +127,7 @@ class DeliveryAdmin(ActingAdmin):
         course, sent = ("Course", {"fields": COURSE}), ("What was sent", {"fields": SENT})
         return [(None, {"fields": FACTS}), *failure, *turn, course, sent]
 
+    @answering
     def change_view(self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None) -> Any:
         """Show one, with the buttons for what may be done with it."""
         place = read_place(unquote(object_id))
