@@ -48,10 +48,14 @@ def connected() -> list[Connected]:
 
     A plain ``connect()`` to a signal that no module, class or dictionary of a module holds is not found.
     """
-    signals = {one.signal: None for one in receivers.connections()} | dict.fromkeys(names.known_signals())
     senders = _senders()
-    found = [one for signal in signals for one in _of(signal, senders)]
+    found = [one for signal in signals() for one in _of(signal, senders)]
     return sorted(found, key=lambda one: (one.signal_name, one.sender, one.receiver, str(one.uid)))
+
+
+def signals() -> list[Signal]:
+    """Return the signals that have a name, and those that a connection of ours was made to."""
+    return list(dict.fromkeys([*(one.signal for one in receivers.connections()), *names.known_signals()]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from django.test.utils import CaptureQueriesContext
 from django_celery_signals.admin import choices
 from django_celery_signals.admin.bounds import COUNTED, LOOKED_AT
 from django_celery_signals.durable.deliveries import State, deliveries
+from tests.parameters import each_database
 from tests.services import absent
 from tests.shop.models import User
 
@@ -160,10 +161,10 @@ def test_all_of_the_list(client: Client) -> None:
     assert {} == {sql: rows for sql, rows in costs(queries).items() if rows > COUNTED + 3 * GIVEN_UP}
 
 
-@pytest.mark.skipif("mariadb" in absent(), reason=absent().get("mariadb", ""))
-def test_receivers_on_mariadb() -> None:
+@each_database("mariadb", transaction=False)
+def test_receivers_on_mariadb(alias: str) -> None:
     """Where no index has the failed ones alone, their receivers are found among the first of them."""
-    rows = deliveries("mariadb")
+    rows = deliveries(alias)
     for name in ("shop.b", "shop.a", "shop.b"):
         rows.create(receiver=name, state=State.FAILED, token=1, created_at="2026-01-01T00:00Z")
     rows.create(receiver="shop.c", state=State.READY, token=1, created_at="2026-01-01T00:00Z")

@@ -16,7 +16,7 @@ from django.db.models.signals import post_init, post_save, pre_save
 from django.dispatch import Signal
 from django.test import override_settings
 
-from django_celery_signals import connect, disconnect, names, receivers
+from django_celery_signals import connect, disconnect
 from django_celery_signals import connected as module
 from django_celery_signals.checks import TAG, project
 from django_celery_signals.durable import saving
@@ -31,12 +31,8 @@ bell = Signal()
 @pytest.fixture(autouse=True)
 def nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """What other tests, and the project of the tests, have connected is not looked at."""
-    before = {id(held) for signal in _signals() for _, held, *_ in signal.receivers}
+    before = {id(held) for signal in module.signals() for _, held, *_ in signal.receivers}
     monkeypatch.setattr(module, "_held_by", lambda signal: _newer(signal, before))
-
-
-def _signals() -> list[Signal]:
-    return [*names.known_signals(), *(one.signal for one in receivers.connections())]
 
 
 def _newer(signal: Signal, before: set[int]) -> list[tuple[Any, Any]]:

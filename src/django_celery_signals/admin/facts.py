@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
@@ -20,7 +20,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.timezone import template_localtime  # type: ignore[attr-defined]  # which its stubs leave out
 
-from ..durable.clock import instant
+from ..durable.clock import seconds_between
 from ..durable.rows import State
 
 MOST_TEXT = 200_000  # characters of a payload or a traceback that a page has
@@ -50,9 +50,7 @@ def span(seconds: float) -> str:
 
 def seconds_until(row: Any, moment: datetime) -> float:
     """Return the seconds from a row's reading until a moment of it, by the database's clock."""
-    connection = connections[row._state.db]
-    passed: timedelta = instant(moment, connection) - instant(row.now, connection)
-    return passed.total_seconds()
+    return seconds_between(row.now, moment, connections[row._state.db])
 
 
 def age(row: Any) -> SafeString:

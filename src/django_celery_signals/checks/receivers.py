@@ -84,8 +84,9 @@ def _check_contradictions(one: Connected) -> None:
 
 def check_turns(**_: Any) -> list[CheckMessage]:
     """Warn of receivers that say what a failure does to a key that they do not have."""
-    tasks = {one.receiver: one.task for one in connected() if one.task is not None}
-    keyed = {one.receiver for one in connected() if one.task is not None and takes_turns(one.options, one.task)}
+    every = [one for one in connected() if one.task is not None]
+    tasks = {one.receiver: one.task for one in every}
+    keyed = {one.receiver for one in every if takes_turns(one.options, one.task)}
     return [
         Warning(
             f"{name} says on_failure={task.after_failure!r}, which is about the key of a delivery that fails, "

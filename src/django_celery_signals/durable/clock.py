@@ -36,6 +36,11 @@ def instant(moment: datetime, connection: BaseDatabaseWrapper) -> datetime:
     return moment.replace(tzinfo=ZoneInfo(connection.timezone_name)).astimezone(UTC)
 
 
+def seconds_between(earlier: datetime, later: datetime, connection: BaseDatabaseWrapper) -> float:
+    """Return the distance of two moments that were read from a database."""
+    return (instant(later, connection) - instant(earlier, connection)).total_seconds()
+
+
 def bounded(seconds: float) -> float:
     """Return a distance as a float, and no longer than databases, and Python, know times."""
     return max(-LONGEST, min(LONGEST, float(seconds)))

@@ -95,12 +95,8 @@ class DeliveryQuerySet(WorkQuerySet):
         return dict(self.filter(pk__in=ids).values_list("pk", size))
 
     def queues(self) -> list[str]:
-        """Return the names of queues with deliveries in them, hopping through the index: it may hold a million."""
-        found: list[str] = []
-        sent = self.filter(state=State.SENT).order_by("queue")
-        while queue := sent.filter(queue__gt=found[-1] if found else "").values_list("queue", flat=True).first():
-            found.append(str(queue))
-        return found
+        """Return the names of queues with deliveries in them."""
+        return self._each("queue", State.SENT)
 
     def renew(self, claim: int, ids: Iterable[int], grace: float) -> int:
         """Keep what was claimed for so many seconds more, but for what another transaction has its hands on."""
@@ -127,11 +123,15 @@ class DeliveryQuerySet(WorkQuerySet):
         return self.claimed(claim, ids).update(**PARKED)
 
     def parked(self) -> list[str]:
-        """Return the receivers of paused deliveries, hopping through the index: there may be a million."""
+        """Return the receivers of paused deliveries."""
+        return self._each("receiver", State.PAUSED)
+
+    def _each(self, column: str, state: State) -> list[str]:
+        """Return the texts that a column has in a state, hopping through its index: it may hold a million."""
         found: list[str] = []
-        rows = self.filter(state=State.PAUSED).order_by("receiver").values_list("receiver", flat=True)
-        while receiver := rows.filter(receiver__gt=found[-1] if found else "").first():
-            found.append(str(receiver))
+        rows = self.filter(state=state).order_by(column).values_list(column, flat=True)
+        while text := rows.filter(**{f"{column}__gt": found[-1] if found else ""}).first():
+            found.append(str(text))
         return found
 
     def unpark(self, receiver: str, limit: int) -> int:

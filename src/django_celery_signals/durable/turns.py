@@ -18,7 +18,7 @@ from django.db.models import BooleanField, Case, Count, Exists, F, OuterRef, Q, 
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import Coalesce
 
-from .clock import In, by_index, instant, lock_no_gaps
+from .clock import In, by_index, lock_no_gaps, seconds_between
 from .rows import RowQuerySet, State
 from .texts import LANES, texts_for
 
@@ -85,7 +85,7 @@ class TurnQuerySet(RowQuerySet):
         return [self._between(row.created_at, now) for row in rows]
 
     def _between(self, earlier: datetime, later: datetime) -> float:
-        return (instant(later, connections[self.db]) - instant(earlier, connections[self.db])).total_seconds()
+        return seconds_between(earlier, later, connections[self.db])
 
     def admit(self, claim: int, rows: Sequence[Any], meanwhile: Callable[[], None] = lambda: None) -> list[Any]:
         """Return those of a claim that may be published now.

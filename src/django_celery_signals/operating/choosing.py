@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from django.core.management.base import CommandError
 from django.db import connections
@@ -28,6 +29,21 @@ def add_filters(parser: ArgumentParser) -> None:
     parser.add_argument("--signal", help="name of the signal: post_save, or with its module, shop.signals:paid")
     parser.add_argument("--error", help="type of the error, or another part of its fingerprint")
     add_database(parser)
+
+
+def number(wanted: str, accepts: Callable[[float], bool]) -> Callable[[str], float]:
+    """Return what reads a number that is wanted to be something."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan  # which is neither below nor above anything
+        if not accepts(value):
+            raise ArgumentTypeError(f"{text!r} must be {wanted}")
+        return value
+
+    return read
 
 
 def count(text: str) -> int:

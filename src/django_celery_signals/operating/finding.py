@@ -14,7 +14,7 @@ from django.db.models import Model
 from django.dispatch import Signal
 
 from .. import names
-from ..connected import ANY, Connected, Plain, connected, plain
+from ..connected import ANY, Connected, Plain, connected, plain, signals
 from ..filters import is_excluded
 
 
@@ -36,7 +36,7 @@ def subject_of(text: str) -> Subject:
     model, field = _model_and_field(text)
     if model is not None:
         return Subject(model=model, relation=_relation(model, field) if field else made_for(model))
-    found = [one for one in known_signals() if is_named(one, text)]
+    found = [one for one in signals() if is_named(one, text)]
     if len(found) > 1:
         those = ", ".join(sorted(map(names.signal_name, found)))
         raise CommandError(f"{text!r} is the name of several signals: {those}. Give one of these.")
@@ -106,11 +106,6 @@ def sender_name(sender: Any, label: str) -> str:
     return label if field is None else f"{field.model._meta.label}.{field.name}"
 
 
-def known_signals() -> list[Signal]:
-    """Return the signals that have a name, or something of ours that is connected."""
-    return list(dict.fromkeys([*names.known_signals(), *(one.signal for one in connected())]))
-
-
 def is_named(signal: Signal, text: str) -> bool:
     """Tell whether a signal has a name: ``shop.signals:paid``, ``shop.signals.paid`` or ``paid``."""
     known = names.signal_names(signal)
@@ -127,9 +122,9 @@ def _all_names() -> dict[str, str]:
     models = apps.get_models()
     labels = {model._meta.label: model._meta.label for model in models}
     fields = [f"{model._meta.label}.{one.name}" for model in models for one in model._meta.local_many_to_many]
-    signals = [name for signal in known_signals() for name in names.signal_names(signal)[:1]]
+    every = [name for signal in signals() for name in names.signal_names(signal)[:1]]
     bare = {model.__name__: model._meta.label for model in models}
-    return {**bare, **labels, **itself([*fields, *signals, *map(names.short_name, signals)])}
+    return {**bare, **labels, **itself([*fields, *every, *map(names.short_name, every)])}
 
 
 def itself(known: Iterable[str]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentParser
 from collections.abc import Callable
 
 from django.core.management.base import OutputWrapper
@@ -10,11 +10,12 @@ from django.core.management.base import OutputWrapper
 from ..durable.clock import In
 from ..durable.deliveries import DeliveryQuerySet, deliveries
 from ..durable.rows import STEP, State
-from .choosing import add_database, aliases
+from .choosing import add_database, aliases, number
 from .tables import progress
 from .words import Options, Word
 
 DAY = 86_400.0  # seconds
+_days = number("a number of days, such as 30 or 0.5", lambda days: 0 <= days < 36_500)
 STATES = {"done": State.DONE, "failed": State.FAILED}
 
 
@@ -26,16 +27,6 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--receiver", help="name of the task")
     parser.add_argument("--dry-run", action="store_true", help="only say how many there are")
     add_database(parser)
-
-
-def _days(text: str) -> float:
-    try:
-        days = float(text)
-    except ValueError:
-        days = -1.0
-    if not 0 <= days < 36_500:
-        raise ArgumentTypeError(f"{text!r} must be a number of days, such as 30 or 0.5")
-    return days
 
 
 def _purge(options: Options, out: OutputWrapper) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,18 +13,19 @@ from django.db import Error, connections
 from django.db.models import Count
 
 from ..broker import connection_for, is_fallback, project_app
-from ..durable.clock import In, instant
+from ..durable.clock import In, seconds_between
 from ..durable.deliveries import DeliveryQuerySet, deliveries
 from ..durable.pauses import paused
 from ..durable.probe import probes
 from ..durable.rows import State
 from ..durable.texts import LARGE
 from ..statistics import Figures, rates
-from .choosing import add_database, aliases
+from .choosing import add_database, aliases, number
 from .words import Options, Word
 
 MAX_LAG = 60.0  # seconds
 RECENT = 5  # minutes
+_seconds = number("a number of seconds above zero", lambda seconds: seconds > 0)
 MOST_SHOWN = 50  # blocked keys
 
 
@@ -36,16 +37,6 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--max-failed", type=int, metavar="N", help="how many may have failed (any number)")
     parser.add_argument("--no-broker", action="store_true", help="do not ask the broker whether it is there")
     add_database(parser)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not seconds > 0:
-        raise ArgumentTypeError(f"{text!r} must be a number of seconds above zero")
-    return seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +57,7 @@ def standing(alias: str) -> Standing:
 
 
 def _age(alias: str, moment: datetime, now: datetime) -> float:
-    return (instant(now, connections[alias]) - instant(moment, connections[alias])).total_seconds()
+    return seconds_between(moment, now, connections[alias])
 
 
 def _status(options: Options, out: OutputWrapper) -> None:

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from celery.signals import worker_process_shutdown
 from django.dispatch import Signal
 from django.test import override_settings
 
-from django_celery_signals import Discard, Relay, RetryAfter
+from django_celery_signals import Discard, Relay, RetryAfter, execution
 from django_celery_signals.durable import upkeep as relays
 from django_celery_signals.durable.deliveries import State, deliveries
 from django_celery_signals.durable.upkeep import Upkeep
@@ -91,15 +92,17 @@ def test_runs(
     assert [(using, task.name, {"sent": 1, figure: 1})] == found(counts)
 
 
-def test_runtime(receiving: Receiving, counts: Counts, celery_app: Celery) -> None:
+def test_runtime(receiving: Receiving, counts: Counts, celery_app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
     """The seconds of runs that succeed add up."""
-    receiving(bell, lambda **kwargs: time.sleep(0.02), guarantee="immediate")
+    moments = iter([10.0, 11.5, 20.0, 20.25])  # when each begins, and when it ends
+    monkeypatch.setattr(execution, "time", SimpleNamespace(monotonic=lambda: next(moments)))
+    receiving(bell, guarantee="immediate")
     for _ in range(2):
         bell.send(sender=None)
     drain(celery_app)
 
     ((_, figures),) = counts.take().items()
-    assert 0.04 <= figures[-1] < 5
+    assert 1.75 == figures[-1]
 
 
 def test_what_a_relay_sends(celery_app: Celery, receiving: Receiving, counts: Counts) -> None:
