@@ -34,9 +34,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 import django_celery_signals
 from django_celery_signals import (
     Relay,
-    bridge,
     conf,
-    connections,
     context,
     deliveries,
     disconnect,
@@ -50,6 +48,7 @@ from django_celery_signals.event import Event
 from django_celery_signals.management.commands.signals import Command
 from django_celery_signals.observing import logs, opentelemetry, prometheus
 from tests import shop
+from tests.docs.pages import PROMPT, ROOT, block_with, blocks, page_of
 from tests.drain import Published, drain, run, take
 from tests.lanes import Stage, step
 from tests.receiving import Receiving
@@ -57,15 +56,14 @@ from tests.saying import shown
 from tests.shop import models
 from tests.shop.models import Customer, Order, Tag, User
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "django_celery_signals"
-REFERENCE = (ROOT / "docs" / "reference.md").read_text()
-TROUBLES = (ROOT / "docs" / "troubleshooting.md").read_text()
-RECIPES = (ROOT / "docs" / "recipes.md").read_text()
-README = (ROOT / "README.md").read_text()
-TESTING = (ROOT / "docs" / "testing.md").read_text()
-CONTEXT = (ROOT / "docs" / "context.md").read_text()
-OBSERVABILITY = (ROOT / "docs" / "observability.md").read_text()
+REFERENCE = page_of("docs/reference.md")
+TROUBLES = page_of("docs/troubleshooting.md")
+RECIPES = page_of("docs/recipes.md")
+README = page_of("README.md")
+TESTING = page_of("docs/testing.md")
+CONTEXT = page_of("docs/context.md")
+OBSERVABILITY = page_of("docs/observability.md")
 
 
 # What Python, Django, Celery and the databases say; docs/troubleshooting.md has the remedies.
@@ -78,46 +76,6 @@ OTHERS = [
     "no such table: django_celery_signals_…",
     'relation "django_celery_signals_delivery" does not exist',
 ]
-
-
-def blocks(text: str) -> list[str]:
-    """Return the Python code blocks of a page."""
-    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-
-
-def block_with(text: str, words: str) -> str:
-    """Return the one code block that has these words in it."""
-    (found,) = [block for block in blocks(text) if words in block]
-    return found
-
-
-@pytest.fixture
-def page(monkeypatch: pytest.MonkeyPatch, settings: Any) -> Iterator[Any]:
-    """Runs code blocks as modules of a project whose app is called ``shop``; what they connect is undone.
-
-    Its settings are the library's defaults.
-    """
-    settings.DJANGO_CELERY_SIGNALS = {}
-    for name, module in {"shop": shop, "shop.models": models}.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    before = connections()
-
-    def run(code: str, name: str = "shop.page") -> dict[str, Any]:
-        module = ModuleType(name)
-        monkeypatch.setitem(sys.modules, name, module)
-        exec(compile(code, f"{name}.py", "exec"), vars(module))
-        return vars(module)
-
-    yield run
-    for made in [one for one in connections() if one not in before]:
-        spelling = bridge.Spelling(bridge.send, bridge.target_of(made.receiver))
-        disconnect(made.signal, spelling, sender=made.sender)
-
-
-@pytest.fixture
-def stage(celery_app: Celery, receiving: Receiving) -> Stage:
-    """The default database, and what a worker and a relay do with its deliveries."""
-    return Stage(alias="default", app=celery_app, receiving=receiving)
 
 
 def repeated(app: Celery) -> Published:
@@ -243,10 +201,6 @@ def test_mail_example(page: Any, celery_app: Celery, monkeypatch: pytest.MonkeyP
     assert ids == [f"<{message.headers['id']}@shop.example>"] * 2
     assert mail.outbox[0].to == ["ada@example.org"]
     assert deliveries("default").count() == 0
-
-
-# A command in a console block, and what it answers.
-PROMPT = re.compile(r"^\$ python manage\.py (.*)\n((?:[^$`].*\n)*)", re.MULTILINE)
 
 
 @pytest.mark.django_db(transaction=True, databases="__all__")
@@ -709,10 +663,10 @@ def test_every_metric_is_documented() -> None:
 
 def test_every_block_is_run() -> None:
     """Every Python code block of README and docs is run by one of these tests."""
-    source = Path(__file__).read_text()
+    source = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
     known = re.findall(r"block_with\([A-Z]+, \"((?:[^\"\\]|\\.)*)\"\)", source)
     marks = [mark.encode().decode("unicode_escape") for mark in known]
-    pages = [README, *(path.read_text() for path in (ROOT / "docs").glob("*.md"))]
+    pages = [README, *(path.read_text() for path in (ROOT / "docs").rglob("*.md"))]
     every = [block for text in pages for block in blocks(text)]
     assert [block for block in every if not any(mark in block for mark in marks)] == []
 
@@ -800,7 +754,7 @@ def test_error_tree() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
+    "path", ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
 )
 def test_links(path: str) -> None:
     """Every relative link of a page leads to a file."""
@@ -811,13 +765,13 @@ def test_links(path: str) -> None:
 
 def test_guarantees_are_held() -> None:
     """Every test that a page names exists, and every line of the guarantees, promised or not, names one."""
-    page = (ROOT / "docs" / "guarantees.md").read_text()
+    page = page_of("docs/guarantees.md")
     tests = {
         name for path in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
     }
     promises = re.findall(r"^\| (?!promise|`guarantee=`|---).*$", page, re.MULTILINE)
     others = re.findall(r"^- \*\*.*(?:\n  .*)*", page, re.MULTILINE)
 
-    pages = "".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))
+    pages = "".join(path.read_text() for path in (ROOT / "docs").rglob("*.md"))
     assert set() == set(re.findall(r"`(test_\w+)`", pages)) - tests
     assert [] == [line for line in [*promises, *others] if "`test_" not in line]
