@@ -11,6 +11,7 @@ import unittest
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from email.message import Message
 from functools import partial
@@ -77,9 +78,9 @@ def test_anchors() -> None:
     assert [] == [link for link in links if link[1] not in anchors(page_of(f"docs/{link[0] or 'recipes.md'}"))]
 
 
-@pytest.mark.parametrize("part", ["When.", "Mistakes."])
+@pytest.mark.parametrize("part", ["When.", "What holds.", "Mistakes."])
 def test_every_use_has_its_parts(part: str) -> None:
-    """Each of the ten says when it is meant, and which mistakes are made."""
+    """Each of the ten says when it is meant, what holds, and which mistakes are made."""
     uses = re.split(r"^## ", RECIPES, flags=re.MULTILINE)[2 : 2 + USES]
 
     assert [] == [use.splitlines()[0] for use in uses if f"**{part}**" not in use]
@@ -199,7 +200,7 @@ def test_webhook(page: Any, partner: Partner, stage: Stage) -> None:
         assert 1 == stage.relay_later()
     assert (1, 0) == (stage.work(), stage.rows().count())
 
-    assert waits == [pytest.approx(0.75, abs=0.25), pytest.approx(120, abs=5), pytest.approx(60, abs=5)]
+    assert waits[0] <= 1 < 30 < waits[2] <= 60 < waits[1] <= 120
     [told] = {(headers["Idempotency-Key"], headers["X-Signature"], body) for headers, body in partner.heard}
     assert 4 == len(partner.heard)
     assert "sha256=" + hmac.new(b"between us", told[2], hashlib.sha256).hexdigest() == told[1]
@@ -406,12 +407,13 @@ def test_login(entering: Any, stage: Stage, caplog: pytest.LogCaptureFixture) ->
     entering(ada, HTTP_X_REAL_IP="198.51.100.7")
     assert "outside of a transaction" in caplog.text
     [row] = stage.rows()
-    sent_at = row.created_at
     entering(ada)
     assert 2 == stage.work()
 
     behind, direct = mail.outbox
-    assert re.fullmatch(rf"{sent_at:%d %b %Y} \d\d:\d\d UTC, from 198\.51\.100\.7, tests", behind.body)
+    assert behind.body.endswith(" UTC, from 198.51.100.7, tests")
+    moment = datetime.strptime(behind.body.partition(" UTC")[0], "%d %b %Y %H:%M").replace(tzinfo=UTC)
+    assert timedelta(0) <= row.created_at - moment < timedelta(minutes=2)
     assert direct.body.endswith(" UTC, from 127.0.0.1, tests")
     assert ["ada@example.org"] == behind.to
     assert f"<{row.event_id}@shop.example>" == behind.extra_headers["Message-ID"]
