@@ -27,6 +27,7 @@ myst_heading_anchors = 4  # page.md#a-heading, as on GitHub
 copybutton_exclude = ".linenos, .gp, .go"  # neither prompts nor answers
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = f"{project} {release}"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
