@@ -9,6 +9,9 @@ import re
 import tomllib
 from pathlib import Path
 
+import django
+from django.conf import settings
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -19,11 +22,13 @@ copyright = author
 language = "en"
 highlight_language = "text"  # of a block that names no language: a drawing, or what a program says
 
-extensions = ["myst_parser", "sphinx_copybutton"]
+extensions = ["myst_parser", "sphinx_copybutton", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "index"
 source_suffix = {".md": "markdown"}
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 4  # page.md#a-heading, as on GitHub
+autodoc_typehints = "none"
+nitpick_ignore_regex = [("py:.*", r"(?!django_celery_signals).*")]  # the names of others lead nowhere
 copybutton_exclude = ".linenos, .gp, .go"  # neither prompts nor answers
 
 html_theme = "furo"
@@ -32,6 +37,10 @@ html_title = f"{project} {release}"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 html_copy_source = False
+
+if not settings.configured:  # the library's modules need a project
+    settings.configure(INSTALLED_APPS=["django_celery_signals"])
+    django.setup()
 
 # Pages that are files elsewhere in the project: what stands in docs/ under this name only leads to them.
 ELSEWHERE = {

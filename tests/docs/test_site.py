@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+import django_celery_signals
+from django_celery_signals import statistics, testing
 from tests.docs.pages import ROOT, block_with, page_of
 from tests.lanes import Stage
 from tests.shop.models import Customer, Order
@@ -99,6 +101,15 @@ def test_sidebar(site: dict[str, Any]) -> None:
 
     [toctree] = re.findall(r"^```{toctree}\n(.*?)^```", source[0], re.DOTALL | re.MULTILINE)
     assert ":hidden:\n:caption: Two\n\nThree <four>\nSix <seven>\n" == toctree
+
+
+def test_docstrings() -> None:
+    """The page of docstrings has every public name, and none that is not there."""
+    listed = re.findall(r"^\.\. auto\w+:: (\w+)$", page_of("docs/api.md"), re.MULTILINE)
+    public = {*django_celery_signals.__all__, *testing.__all__, *statistics.__all__}
+
+    assert public == set(listed)
+    assert len(listed) == len(public)
 
 
 def test_glossary() -> None:
