@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 from celery.exceptions import Ignore, Reject, Retry
@@ -48,9 +49,9 @@ class Carried:
         """Leave ``expires`` to Celery, which has not delivered the message then."""
         return False
 
-    def event(self, event: Event) -> Event:
+    def event(self, event: Event, **facts: Any) -> Event:
         """Return the event as the receiver gets it."""
-        return event
+        return replace(event, **facts)
 
     def complete(self) -> None:
         """Note nowhere that the receiver succeeded."""

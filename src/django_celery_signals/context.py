@@ -40,6 +40,7 @@ class Carrier:
     restore: Restore  # for as long as the block lasts
     required: bool = False  # whether a receiver must not run without it
     scope: bool = False  # whether the same key is another one for each of its values
+    varies: bool = False  # whether a context variable holds it, which a copy of the context has as well
 
 
 _carriers: dict[str, Carrier] = {}
@@ -76,11 +77,14 @@ def register_context(
         raise ValueError(f"register_context({name!r}): the name must be a word such as 'tenant'.")
     if name in _carriers:
         raise ValueError(f"register_context({name!r}): the name is taken. Choose another, or register it once.")
+    varies = variable is not None
     if variable is not None and capture is None and restore is None:
         capture, restore = (lambda: variable.get(None)), _setting(variable)
     elif variable is not None or capture is None or restore is None:
         raise ValueError(f"register_context({name!r}): give capture= and restore=, or variable= alone.")
-    _carriers[name] = Carrier(name=name, capture=capture, restore=restore, required=required, scope=scope)
+    _carriers[name] = Carrier(
+        name=name, capture=capture, restore=restore, required=required, scope=scope, varies=varies
+    )
 
 
 def _setting(variable: ContextVar[Any]) -> Restore:
@@ -149,10 +153,17 @@ def is_required(context: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def restored_again(context: Mapping[str, Any]) -> Iterator[None]:
-    """Do so for what follows the run, its commit's hooks and what is told of it; what cannot be restored is logged."""
+    """Do so for what follows the run, its commit's hooks and what is told of it; what cannot be restored is logged.
+
+    It runs in a copy of the run's own context, whose variables are there.
+    """
+    beside = {name: value for name, value in context.items() if not (name in _carriers and _carriers[name].varies)}
+    if not beside:
+        yield
+        return
     with ExitStack() as blocks:
         try:
-            blocks.enter_context(restored(context))
+            blocks.enter_context(restored(beside))
         except ContextLost:
             logger.exception("What follows a run is done without its context.")
         yield
@@ -169,10 +180,11 @@ def restored(context: Mapping[str, Any]) -> Iterator[None]:
     lost = [name for name in required if name in context.get(LOST, ())]
     if lost:
         raise ContextLost(f"The context {lost[0]!r} could not be captured when the event was sent; its log says why.")
-    with ExitStack() as blocks:
+    blocks: list[_Restored] = []
+    try:
         for name, value in of_receiver(context).items():
             if (carrier := _carriers.get(name)) is not None:
-                blocks.enter_context(_Restored(carrier, value, name in required))
+                blocks.append(_Restored(carrier, value, name in required))
             elif name in required:
                 raise ContextLost(
                     f"The event carries the context {name!r}, without which its receiver must not run, but this worker "
@@ -180,35 +192,36 @@ def restored(context: Mapping[str, Any]) -> Iterator[None]:
                     may_pass=True,
                 )
         yield
+    finally:
+        for block in reversed(blocks):
+            block.end()
 
 
 class _Restored:
     """A carrier's value while a receiver runs. What the receiver raises is not the carrier's to see, or to swallow."""
 
     def __init__(self, carrier: Carrier, value: Any, required: bool) -> None:
-        self.carrier, self.value, self.required = carrier, value, required
+        self.name = carrier.name
         self.block: AbstractContextManager[Any] | None = None
-
-    def __enter__(self) -> None:
         try:
-            block = self.carrier.restore(self.value)
+            block = carrier.restore(value)
             block.__enter__()
         except SoftTimeLimitExceeded:
             raise
         except Exception as error:
-            if self.required:
-                message = f"The context {self.carrier.name!r} could not be restored: {error!r}"
+            if required:
+                message = f"The context {self.name!r} could not be restored: {error!r}"
                 raise ContextLost(message, may_pass=True) from error
-            _tell(self.carrier.name, "restored", error)
+            _tell(self.name, "restored", error)
         else:
             self.block = block
 
-    def __exit__(self, *_: object) -> None:
+    def end(self) -> None:
         try:
             if self.block is not None:
                 self.block.__exit__(None, None, None)
         except Exception:
-            logger.exception("The context %r could not be reset, and may be another receiver's now.", self.carrier.name)
+            logger.exception("The context %r could not be reset, and may be another receiver's now.", self.name)
 
 
 # Django's own ----------------------------------------------------------------------------------------------------
@@ -247,6 +260,10 @@ def _in_language(language: Any) -> AbstractContextManager[Any]:
     return translation.override(language if isinstance(language, str) and language else None)
 
 
-# Where translation is switched off there is no language, which is something to restore as well.
-register_context("language", capture=lambda: translation.get_language() or "", restore=_in_language)
-register_context("timezone", capture=_zone_name, restore=_in_zone)
+def _language() -> str:
+    """Return the language; where translation is switched off there is none, which is something to restore as well."""
+    return translation.get_language() or ""
+
+
+_carriers["language"] = Carrier(name="language", capture=_language, restore=_in_language, varies=True)
+_carriers["timezone"] = Carrier(name="timezone", capture=_zone_name, restore=_in_zone, varies=True)

@@ -6,7 +6,7 @@ import inspect
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -134,18 +134,20 @@ def read(hold: Hold | Later) -> Envelope:
 @contextmanager
 def surrounded(task: Any, envelope: Envelope, hold: Hold | Later) -> Iterator[None]:
     """Restore what surrounded the sending; settle it here when the receiver must not run without what is missing."""
-    with ExitStack() as blocks:
-        outcome = None
-        try:
-            blocks.enter_context(restored(envelope.context))
-        except ContextLost as error:
-            if error.may_pass:
-                outcome = hold.again(envelope.event, error, _wait(task), hold.OUTAGES)
-            else:
-                outcome = hold.fail(envelope.event, error)
-        if outcome is not None:
-            raise outcome
+    block, outcome = restored(envelope.context), None
+    try:
+        block.__enter__()
+    except ContextLost as error:
+        if error.may_pass:
+            outcome = hold.again(envelope.event, error, _wait(task), hold.OUTAGES)
+        else:
+            outcome = hold.fail(envelope.event, error)
+    if outcome is not None:
+        raise outcome
+    try:
         yield
+    finally:
+        block.__exit__(None, None, None)
 
 
 # Read ------------------------------------------------------------------------------------------------------------
@@ -158,7 +160,7 @@ def arguments(
     reader = Reader(envelope, instance)
     try:
         context = of_receiver(envelope.context)
-        event = hold.event(replace(envelope.event, changes=reader.changes(), context=context))
+        event = hold.event(envelope.event, changes=reader.changes(), context=context)
         if task.atomic:
             connections[event.using].ensure_connection()
         return _wanted(task, envelope, reader, event), event

@@ -72,7 +72,8 @@ def objects_in(node: Any, objects: list[Any], found: set[int]) -> set[int]:
         found.add(node["v"])
         inner = [objects[node["v"]]]
     for item in inner:
-        objects_in(item, objects, found)
+        if isinstance(item, (list, dict)):
+            objects_in(item, objects, found)
     return found
 
 

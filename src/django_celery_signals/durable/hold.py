@@ -141,10 +141,10 @@ class Held:
             self.read = fold_in(self.lease, self.known)
         return self.read
 
-    def event(self, event: Event) -> Event:
+    def event(self, event: Event, **facts: Any) -> Event:
         """Return the event as the receiver gets it, with the fence; eager, in the sender's process, it has no rival."""
         lease = None if self.task.request.is_eager else self.lease
-        return replace(event, fence=self.fence, lease=lease, key=self.known.key)
+        return replace(event, fence=self.fence, lease=lease, key=self.known.key, **facts)
 
     def is_expired(self) -> bool:
         """Tell whether the sending's ``expires`` is over."""

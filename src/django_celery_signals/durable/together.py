@@ -189,9 +189,9 @@ class Later:
         self.around = envelope.context
         return envelope
 
-    def event(self, event: Event) -> Event:
+    def event(self, event: Event, **facts: Any) -> Event:
         """Return the event as the receiver gets it."""
-        return self.hold.event(event)
+        return self.hold.event(event, **facts)
 
     def is_expired(self) -> bool:
         """Tell whether the sending's ``expires`` is over."""
