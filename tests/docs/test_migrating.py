@@ -294,20 +294,20 @@ def test_from_outbox(
     """What the other outbox still holds, and then publishes, is run by the task that is connected here."""
     monkeypatch.setitem(sys.modules, "django_celery_outbox", SimpleNamespace(OutboxCelery=OutboxCelery))
     OutboxCelery.rows = []
+    there = {"broker_url": "memory://", "task_routes": {CONFIRM: {"queue": "mail"}}}
     outbox = page(block_with(MIGRATING, "# proj/celery.py, before"), "proj.celery")["app"]
     try:
-        outbox.conf.update(broker_url="memory://")
+        outbox.conf.update(there)
         before(deploy)
         first = placed()
         assert ([CONFIRM], [[first.pk]]) == tuple([row[it] for row in outbox.rows] for it in ("name", "args"))
 
         deploy.end()
         plain = page(block_with(MIGRATING, "# proj/celery.py, after"), "proj.celery")["app"]
-        plain.conf.update(broker_url="memory://")
+        plain.conf.update(there)
         deploy.app = plain
         after(deploy)
         second = placed()
-        outbox.conf.task_routes = {CONFIRM: {"queue": "mail"}}
         outbox.relay()
         new, old = take(plain, "mail")
         assert [CONFIRM, CONFIRM] == [new.task, old.task]
