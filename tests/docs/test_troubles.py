@@ -40,7 +40,7 @@ from tests.receiving import Receiving
 from tests.shop.models import Customer, Order, Tag
 
 TROUBLES = page_of("docs/troubleshooting.md")
-PAGES = ["docs/troubleshooting.md", "docs/migrating.md", "docs/upgrading.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.fixture
@@ -324,7 +324,7 @@ def slugs(text: str) -> set[str]:
 
 @pytest.mark.parametrize("path", PAGES)
 def test_anchors(path: str) -> None:
-    """Every link of these pages into a page leads to a heading there."""
+    """Every link into a page leads to a heading there."""
     text = page_of(path)
     links = re.findall(r"\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)", text)
     lost = [
@@ -332,7 +332,6 @@ def test_anchors(path: str) -> None:
         for page, anchor in links
         if anchor not in slugs(((ROOT / path).parent / page).read_text() if page else text)
     ]
-    assert links
     assert [] == lost
 
 
