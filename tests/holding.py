@@ -63,7 +63,9 @@ def _run(app: Celery, row: Any, carried: dict[str, Any]) -> Outcome:
     return trace(app, row.receiver, row.event_id, {ARGUMENT: carried}, row.attempts)
 
 
-def trace(app: Celery, receiver: str, event_id: str, kwargs: dict[str, Any], retries: int) -> Outcome:
+def trace(
+    app: Celery, receiver: str, event_id: str, kwargs: dict[str, Any], retries: int, args: tuple[Any, ...] = ()
+) -> Outcome:
     """Run a message as a worker does, which ``task.apply()`` does not: to a task that is eager."""
     task = app.tasks[receiver]
     request = {
@@ -72,7 +74,7 @@ def trace(app: Celery, receiver: str, event_id: str, kwargs: dict[str, Any], ret
         "retries": retries,
         "delivery_info": {"exchange": "", "routing_key": "any"},
     }
-    traced = build_tracer(task.name, task, app=app)(event_id, (), kwargs, request)
+    traced = build_tracer(task.name, task, app=app)(event_id, args, kwargs, request)
     return Outcome(state=traced.info.state if traced.info else "SUCCESS", error=traced.info and traced.info.retval)
 
 

@@ -66,15 +66,33 @@ CONTEXT = page_of("docs/context.md")
 OBSERVABILITY = page_of("docs/observability.md")
 
 
-# What Python, Django, Celery and the databases say; docs/troubleshooting.md has the remedies.
+# What Python, Django, Celery and the databases say; docs/troubleshooting.md has the remedies, test_troubles.py says it.
 OTHERS = [
     "cannot create weak reference to 'Proxy' object",
     "Signal receivers must accept keyword arguments (**kwargs).",
-    "Object of type ModelSignal is not JSON serializable",
+    "Object of type … is not JSON serializable",
+    "kombu.exceptions.EncodeError",
+    "Refusing to deserialize",
     "got an unexpected keyword argument 'signal'",
+    "got an unexpected keyword argument '__event__'",
     "Received unregistered task of type",
     "no such table: django_celery_signals_…",
     'relation "django_celery_signals_delivery" does not exist',
+    "no such table",
+    "relation … does not exist",
+    "current transaction is aborted",
+    "You can't execute queries until the end of the 'atomic' block",
+    "deadlock detected",
+    "Deadlock found when trying to get lock",
+    "Lost connection to MySQL server",
+    "server has gone away",
+    "prepared statement … does not exist",
+    "SynchronousOnlyOperation",
+    "AppRegistryNotReady",
+    "matching query does not exist",
+    "WorkerLostError",
+    "Connection refused",
+    "PRECONDITION_FAILED … timed out",
 ]
 
 
