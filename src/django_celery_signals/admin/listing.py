@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 from django.contrib.admin.utils import quote
@@ -13,7 +14,7 @@ from django.urls import reverse
 from ..durable.clock import by_index
 from ..durable.deliveries import DeliveryQuerySet, deliveries
 from .bounds import LOOKED_AT, counted, newest, of_age
-from .choices import AGES, ASKED, STATES, of_state
+from .choices import AGES, ASKED, FAMILY, STATES, from_event, of_state
 from .facts import object_link
 from .places import DATABASE, place_of, read_place
 from .searching import about
@@ -30,8 +31,13 @@ class DeliveryList(ChangeList):
     looked_at: int | None = None  # the newest so many were looked through; None: all
 
     def get_ordering(self, request: HttpRequest, queryset: Any) -> list[Any]:
-        """Order by the ids alone, whatever an address asks for: they have an index."""
-        return ["-pk"]
+        """Order by the ids alone, whatever an address asks for: they have an index, also of what an event caused."""
+        return self.ordered_by
+
+    @property
+    def family(self) -> dict[str, str]:
+        """The events that its deliveries come from, where that is asked for, by the columns."""
+        return {name: self.params[name] for name in FAMILY if self.params.get(name)}
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> Any:
         """Return what filters and search choose; no further back than a bound, where that could be very many."""
@@ -50,27 +56,43 @@ class DeliveryList(ChangeList):
         return self._bounded(rows) if narrows else rows
 
     def _bounded(self, rows: Any) -> Any:
-        """Return all of these where their state has few, and else those among the newest, or the newest of an age."""
+        """Return all of these where their state has few, and else those among the newest, or the newest of an age.
+
+        Of what comes from an event the newest of that: its index leads there.
+        """
         everywhere, state = deliveries(rows.db), STATES.get(self.params.get("state", ""))
-        if state is not None:
+        for column, event_id in self.family.items():
+            everywhere = from_event(everywhere, column, event_id)
+        if state is not None and not self.family:
             with by_index(connections[rows.db], rows.model, BY_STATE):
                 self.is_rare = not counted(of_state(everywhere, state)).more
         if self.is_rare:
             return rows
         ages = AGES.get(self.params.get("age", ""))
-        edge = newest(of_age(everywhere, ages) if ages else everywhere)
+        among = of_age(everywhere, ages) if ages else everywhere
+        with by_index(connections[rows.db], rows.model, self._index()) if self.family else nullcontext():
+            edge = newest(among, order=self.ordered_by)
         self.looked_at = None if edge is None else LOOKED_AT
         return rows if edge is None else rows.filter(pk__gt=edge)
 
     def get_results(self, request: HttpRequest) -> None:
         """Read the rows of the page, and find out what belongs to each."""
         rows: DeliveryQuerySet = self.queryset
-        with by_index(connections[rows.db], rows.model, BY_STATE if self.is_rare else "PRIMARY"):
+        with by_index(connections[rows.db], rows.model, self._index()):
             super().get_results(request)
             self.result_list: Any = list(self.result_list)
         for row in self.result_list:
             row.object_link = object_link(self.model_admin.admin_site, request, row)
         self.total = self.paginator.total
+
+    @property
+    def ordered_by(self) -> list[str]:
+        """The order that an index has."""
+        return [*(f"-{name}" for name in [*self.family][:1]), "-pk"]
+
+    def _index(self) -> str:
+        """Return the name of the index by which MariaDB and MySQL are to find the rows."""
+        return BY_STATE if self.is_rare else next(map(FAMILY.__getitem__, self.family), "PRIMARY")
 
     def url_for_result(self, result: Any) -> str:
         """Return the address of a delivery's page, which names its database, too."""
