@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 from django.contrib.admin.utils import quote
@@ -53,27 +52,32 @@ class DeliveryList(ChangeList):
         if text:
             rows = rows.filter(about(text, keys=self.model_admin.has_payload_permission(request)))
         narrows = text or any(self.params.get(name) for name in NARROWING)
-        return self._bounded(rows) if narrows else rows
+        if not narrows:
+            return rows
+        return self._of_family(rows) if self.family else self._bounded(rows)
 
     def _bounded(self, rows: Any) -> Any:
-        """Return all of these where their state has few, and else those among the newest, or the newest of an age.
-
-        Of what comes from an event the newest of that: its index leads there.
-        """
+        """Return all of these where their state has few, and else those among the newest, or the newest of an age."""
         everywhere, state = deliveries(rows.db), STATES.get(self.params.get("state", ""))
-        for column, event_id in self.family.items():
-            everywhere = from_event(everywhere, column, event_id)
-        if state is not None and not self.family:
+        if state is not None:
             with by_index(connections[rows.db], rows.model, BY_STATE):
                 self.is_rare = not counted(of_state(everywhere, state)).more
         if self.is_rare:
             return rows
         ages = AGES.get(self.params.get("age", ""))
-        among = of_age(everywhere, ages) if ages else everywhere
-        with by_index(connections[rows.db], rows.model, self._index()) if self.family else nullcontext():
-            edge = newest(among, order=self.ordered_by)
+        edge = newest(of_age(everywhere, ages) if ages else everywhere)
         self.looked_at = None if edge is None else LOOKED_AT
         return rows if edge is None else rows.filter(pk__gt=edge)
+
+    def _of_family(self, rows: Any) -> Any:
+        """Return those among the newest that come from an event; these may lie anywhere, so that both ends are said."""
+        family = deliveries(rows.db)
+        for column, event_id in self.family.items():
+            family = from_event(family, column, event_id)
+        with by_index(connections[rows.db], rows.model, self._index()):
+            edge, top = (newest(family, limit, self.ordered_by) for limit in (None, 0))
+        self.looked_at = None if edge is None else LOOKED_AT
+        return rows if edge is None else rows.filter(pk__gt=edge, pk__lte=top)
 
     def get_results(self, request: HttpRequest) -> None:
         """Read the rows of the page, and find out what belongs to each."""
