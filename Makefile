@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help test browser demo chaos controls bench lint format coverage matrix clean
+.PHONY: help test browser demo docs chaos controls bench lint format coverage matrix clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ browser: $(VENV)/.installed-browser ## Run the tests of the admin's pages in Chr
 
 demo: $(VENV)/.installed-example ## Run the example, and kill its worker in the middle (DEMO_ARGS, DATABASE_URL, BROKER_URL)
 	$(BIN)/python example/demo.py $(DEMO_ARGS)
+
+docs: $(VENV)/.installed-docs ## Build the documentation into build/docs; a warning, such as a link that leads nowhere, is an error
+	$(BIN)/sphinx-build -W --keep-going -n --quiet docs build/docs
 
 chaos: $(VENV)/.installed-example $(if $(SYSTEM),$(VENV)-peers/.installed) ## Torment real processes, and count what is lost (CELL, EVENTS, SEED, LEASE, SYSTEM="ours outbox events")
 	$(BIN)/python -m chaos $(foreach cell,$(CELL),--cell $(cell)) $(foreach system,$(SYSTEM),--system $(system)) \

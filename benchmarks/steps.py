@@ -29,9 +29,9 @@ def steps() -> dict[str, Callable[[], Any]]:
     order, task = site._an_order(), site._receive()
     from django.dispatch import Signal
 
-    inner = ("bridge", "dispatch", "envelope", "event", "filters", "names", "options", "wire")
-    bridge, dispatch, envelope, event, filters, names, options, wire = map(_ours, inner)
-    batch, outbox, routes, rows = (_ours(f"durable.{name}") for name in ("batch", "outbox", "routes", "rows"))
+    inner = ("bridge", "context", "dispatch", "envelope", "event", "filters", "names", "options", "wire")
+    bridge, context, dispatch, envelope, event, filters, names, options, wire = map(_ours, inner)
+    batch, outbox = (_ours(f"durable.{name}") for name in ("batch", "outbox"))
     encoder_of = _ours("codec.instances").InstanceEncoder
 
     kept: dict[str, Any] = {}
@@ -50,7 +50,7 @@ def steps() -> dict[str, Callable[[], Any]]:
     many(1)
     bridge.write = write
     sending, made = kept["sending"], kept["made"]
-    app, target, own = task.app, bridge.target_of(task.name), options.SendingOptions()
+    app, target, own = task.app, bridge.target_of(task.name), options.NOTHING
     merged, name = options.merged(own, app.tasks[task.name]), names.signal_name(sending.signal)
     kwargs = {"signal": sending.signal, "sender": sending.sender, **sending.kwargs}
     plain = Signal()
@@ -77,10 +77,7 @@ def steps() -> dict[str, Callable[[], Any]]:
         dispatch._absolute(app, {})
 
     def row() -> None:
-        outbox.check_table("default", target.name)
-        outbox.identity_of(made)
-        routes.queue_of(app, target.name, {})
-        rows.new_token()
+        outbox.row_of(app, task, made, {}, sent=False)
 
     return {
         "Django's Signal.send(), to a receiver that does nothing": lambda: plain.send(**_given(kwargs)),
@@ -91,10 +88,10 @@ def steps() -> dict[str, Callable[[], Any]]:
         ),
         "the event: its id, time, cause": lambda: event.new_event(target.name, name, made.summary, "default"),
         "sender and arguments": encoded,
-        "language and time zone": envelope._context,
+        "language and time zone": context.captured,
         "what the running task hands down, an expiry": lineage,
         "the envelope as JSON": lambda: wire.dump(made),
-        "the row, but for that": row,
+        "the row, with that": row,
         "all, 500 of them in one block": lambda: many(500),
     }
 

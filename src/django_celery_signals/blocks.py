@@ -71,7 +71,8 @@ class muted:
 
 def is_muted(receiver: str) -> bool:
     """Tell whether nothing is to be sent to a receiver."""
-    return any(names is None or receiver in names for names in _muted.get())
+    muted = _muted.get()
+    return bool(muted) and any(names is None or receiver in names for names in muted)
 
 
 def name_of(receiver: Any) -> str:

@@ -41,7 +41,7 @@ from .envelope import Sending, write
 from .exceptions import ConnectError
 from .filters import lets_through
 from .keys import lane_of, takes_turns
-from .options import SendingOptions, merged
+from .options import NOTHING, SendingOptions, merged
 from .signals import LIFECYCLE
 
 SNAPSHOT_SIGNALS = (pre_save, pre_delete, post_delete)  # when they arrive the row is not there, not yet or no more
@@ -119,7 +119,7 @@ class Spelling:
             own: the options of one connection.
         """
         self.__func__, self.__self__ = function, target
-        self.call, self.own = call, own or SendingOptions()
+        self.call, self.own = call, own or NOTHING
         self.__name__ = getattr(call, "__name__", "receiver")
         self.__qualname__ = f"{target.name}.{self.__name__}"
 
@@ -162,11 +162,8 @@ def send(target: Target, own: SendingOptions, kwargs: dict[str, Any]) -> None:
     """Send what a signal just said to the worker. Returns None, whatever happens: a value could pass for an answer."""
     if is_muted(target.name):
         return
-    sending = Sending(
-        signal=kwargs["signal"],
-        sender=kwargs.get("sender"),
-        kwargs={name: value for name, value in kwargs.items() if name not in ("signal", "sender")},
-    )
+    said = dict(kwargs)
+    sending = Sending(said.pop("signal"), said.pop("sender", None), said)
     check_signal(sending.signal, target.name)
     app = target.app
     task: Any = app.tasks.get(target.name)
@@ -180,18 +177,20 @@ def _send(app: Celery, target: Target, task: Any, options: SendingOptions, sendi
     if takes_turns(options, task):
         check_turns(options, True, sending.signal, guarantee, f"receiver {target.name}")
         lane = lane_of(options, sending, target.name, getattr(task, "former_names", ()))
+    using = alias_of(sending)
+    connection = connections[using]  # which takes a while to be found
     envelope = write(
         sending,
         target.name,
-        using=alias_of(sending),
+        using=using,
         changed=options.changed,
         snapshot=options.instance == "snapshot" or sending.signal in SNAPSHOT_SIGNALS,
         users_too=options.instance == "snapshot",
         lane=lane,
     )
     if guarantee == "durable":
-        mind_the_gap(target.name, sending.signal, sending.sender, envelope.event.using)
-    dispatch(app, envelope, guarantee, _of_apply_async(options))
+        mind_the_gap(target.name, sending.signal, sending.sender, connection)
+    dispatch(app, task, envelope, guarantee, _of_apply_async(options), connection)
 
 
 def guarantee_of(options: SendingOptions, signal: Signal) -> str:
@@ -264,8 +263,8 @@ def _written_to(instance: Model) -> str:
 
 def _is_internal(sending: Sending) -> bool:
     """Tell whether it is about a migration's model, which is not the installed one, or about a delivery itself."""
-    things = (sending.sender, type(sending.kwargs.get("instance")))
-    return any(getattr(thing, "__module__", None) in _NOT_SENT for thing in things)
+    model = type(sending.kwargs.get("instance"))
+    return model.__module__ in _NOT_SENT or getattr(sending.sender, "__module__", None) in _NOT_SENT
 
 
 # Of migrations, and the library's own tables: a receiver of every sender's would be told of itself.

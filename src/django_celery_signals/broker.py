@@ -6,8 +6,8 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from amqp.exceptions import ConnectionError as AMQPConnectionError
-from celery import Celery, current_app
-from celery._state import _get_active_apps  # type: ignore[attr-defined]
+from celery import Celery
+from celery._state import _get_active_apps, get_current_app  # type: ignore[attr-defined]
 from celery.loaders.default import Loader as FallbackLoader
 from django.core.signals import setting_changed
 from kombu import Connection
@@ -23,7 +23,7 @@ def project_app() -> Celery:
     A ``@shared_task`` touched too early makes Celery fall back to an unconfigured app, which then stays the default of
     every thread but the one that loads the project's own. Publishing there would go to ``amqp://localhost``.
     """
-    app: Celery = current_app._get_current_object()  # type: ignore[attr-defined]
+    app: Celery = get_current_app()
     if is_fallback(app):
         others: list[Celery] = [other for other in _get_active_apps() if not is_fallback(other)]
         if len(others) == 1:

@@ -113,7 +113,9 @@ def _captured(carriers: Iterable[Carrier]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for carrier in carriers:
         try:
-            value = _as_json(carrier.capture())
+            value = carrier.capture()
+            if value is not None and type(value) not in (str, int, bool):
+                json.dumps(value, allow_nan=False)  # raises for what is none
         except Exception as error:
             found.setdefault(LOST, []).append(carrier.name)
             _tell(carrier.name, "captured", error)
@@ -124,12 +126,6 @@ def _captured(carriers: Iterable[Carrier]) -> dict[str, Any]:
         if carrier.required:
             found.setdefault(REQUIRED, []).append(carrier.name)
     return found
-
-
-def _as_json(value: Any) -> Any:
-    if value is not None and type(value) not in (str, int, bool):
-        json.dumps(value, allow_nan=False)  # raises for what is none
-    return value
 
 
 def _tell(name: str, done: str, error: Exception) -> None:

@@ -7,11 +7,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from celery import Celery
-from django.db import connections, transaction
+from django.db import transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .broker import is_eager
 from .durable.batch import batch_on
-from .durable.outbox import delay_of, message_of, publish_or_leave, row_of, takes_the_fast_path
+from .durable.outbox import check_table, delay_of, message_of, publish_or_leave, row_of, takes_the_fast_path
 from .durable.saving import autocommits
 from .durable.writing import insert
 from .envelope import Envelope
@@ -25,37 +26,49 @@ watchers: list[Callable[[Celery, Envelope, str, dict[str, Any]], None]] = []
 AUDIT = "audit"  # the guarantee of signals that must survive a rollback, when none was asked for
 
 
-def dispatch(app: Celery, envelope: Envelope, guarantee: str, options: dict[str, Any]) -> None:
+def dispatch(
+    app: Celery,
+    task: Any,
+    envelope: Envelope,
+    guarantee: str,
+    options: dict[str, Any],
+    connection: BaseDatabaseWrapper,
+) -> None:
     """Send an envelope under a guarantee.
 
     Args:
         app: the Celery app that has the receiver.
+        task: the receiver; None when the app does not have it.
         envelope: what to send, as it was at the sending.
         guarantee: a key of :data:`GUARANTEES`.
         options: of ``apply_async``: queue, priority, countdown, expires.
+        connection: to the database whose transaction the sending belongs to.
 
     Raises:
         PublishError: under ``"immediate"``, when the broker does not take the message.
         django.db.Error: under ``"durable"``, when the database does not take the row.
     """
-    options = {**_lineage(app, app.tasks.get(envelope.event.receiver)), **_absolute(app, options)}
+    options = {**_lineage(app, task), **_absolute(app, options)}
     for watch in tuple(watchers):
         watch(app, envelope, guarantee, options)
-    GUARANTEES[guarantee](app, envelope, options)
+    GUARANTEES[guarantee](app, task, envelope, options, connection)
 
 
-def durable(app: Celery, envelope: Envelope, options: dict[str, Any]) -> None:
+def durable(
+    app: Celery, task: Any, envelope: Envelope, options: dict[str, Any], connection: BaseDatabaseWrapper
+) -> None:
     """Write a row in the sending's transaction; after its commit publish, and leave what fails to the relay."""
     using, receiver = envelope.event.using, envelope.event.receiver
-    connection = connections[using]
-    options = _absolute(app, {"expires": getattr(app.tasks.get(receiver), "expires", None), **options})
+    check_table(connection, receiver)
+    if "expires" not in options and (expires := getattr(task, "expires", None)) is not None:
+        options = _absolute(app, {**options, "expires": expires})
     batch = batch_on(connection)
     if batch is not None and not is_eager(app):
-        batch.add(row_of(app, envelope, options, sent=False))
+        batch.add(row_of(app, task, envelope, options, sent=False))
         return
     patience = patience_of(connection, publish_or_leave) or Patience(free=0)
     fast = takes_the_fast_path(app, receiver, delay_of(envelope, options), connection, patience)
-    row = row_of(app, envelope, options, sent=fast)
+    row = row_of(app, task, envelope, options, sent=fast)
     insert([row], using)
     if not fast:
         return
@@ -67,12 +80,13 @@ def durable(app: Celery, envelope: Envelope, options: dict[str, Any]) -> None:
         publish_or_leave(message, patience)
 
 
-def on_commit(app: Celery, envelope: Envelope, options: dict[str, Any]) -> None:
+def on_commit(
+    app: Celery, task: Any, envelope: Envelope, options: dict[str, Any], connection: BaseDatabaseWrapper
+) -> None:
     """Publish after the outermost commit of the sending's database; nothing on rollback, never an error."""
     if _refuses(envelope):
         return
     using, message = envelope.event.using, _message(app, envelope, options)
-    connection = connections[using]
     if connection.in_atomic_block:
         patience = patience_of(connection, publish_or_lose) or Patience()
         _after_commit(app, Hook(message, patience, publish_or_lose), using)
@@ -86,7 +100,7 @@ def on_commit(app: Celery, envelope: Envelope, options: dict[str, Any]) -> None:
     publish_or_lose(message)
 
 
-def immediate(app: Celery, envelope: Envelope, options: dict[str, Any]) -> None:
+def immediate(app: Celery, task: Any, envelope: Envelope, options: dict[str, Any], _: BaseDatabaseWrapper) -> None:
     """Publish now, inside whatever transaction there is: it may be a ghost, and it raises when the broker is away."""
     if _refuses(envelope):
         return
@@ -99,13 +113,13 @@ def immediate(app: Celery, envelope: Envelope, options: dict[str, Any]) -> None:
         raise
 
 
-def audit(app: Celery, envelope: Envelope, options: dict[str, Any]) -> None:
+def audit(app: Celery, task: Any, envelope: Envelope, options: dict[str, Any], _: BaseDatabaseWrapper) -> None:
     """Publish now, for it must survive a rollback, but never raise into what is failing already."""
     if not _refuses(envelope):
         publish_or_lose(_message(app, envelope, options))
 
 
-GUARANTEES: dict[str, Callable[[Celery, Envelope, dict[str, Any]], None]] = {
+GUARANTEES: dict[str, Callable[[Celery, Any, Envelope, dict[str, Any], BaseDatabaseWrapper], None]] = {
     "durable": durable,
     "on_commit": on_commit,
     "immediate": immediate,
@@ -142,6 +156,8 @@ def _message(app: Celery, envelope: Envelope, options: dict[str, Any]) -> Messag
 def _absolute(app: Celery, options: dict[str, Any]) -> dict[str, Any]:
     """Fix a relative expiry at the sending: a late commit or a retry must not start it anew."""
     expires = options.get("expires")
+    if expires is None:
+        return options
     if isinstance(expires, datetime) and expires.tzinfo is None:  # in Celery's zone, to Celery
         return {**options, "expires": expires.replace(tzinfo=app.timezone)}
     if isinstance(expires, (int, float)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any
@@ -18,7 +18,8 @@ from . import conf, names
 from .changes import changes_of
 from .codec import standins
 from .codec.core import TAG, Decoder, Encoder, Unencodable
-from .codec.instances import InstanceEncoder, as_instance, instance_from, is_sensitive
+from .codec.fetching import instance_from
+from .codec.instances import InstanceEncoder, as_instance, is_sensitive
 from .context import captured
 from .event import Event, new_event
 from .exceptions import DecodeError, EncodeError
@@ -39,7 +40,7 @@ class Lane:
     max_wait: float = 0.0  # seconds after which it may run all the same
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen, by which it would take four times as long to make one
 class Envelope:
     """One sending for one receiver, its values already in JSON."""
 
@@ -54,7 +55,7 @@ class Envelope:
     lane: Lane | None = None  # where it waits for its turn; kept beside it, in the delivery
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class Sending:
     """What a signal said, as Django hands it to a receiver."""
 
@@ -94,14 +95,15 @@ def write(
     signal_name = next(iter(signal_names), "")
     summary = summarise(sending, signal_name)
     event = new_event(receiver, signal_name, summary, using)
-    writer = _Writer(receiver, signal_name, any(name.startswith("django.") for name in signal_names))
+    writer = _Writer(receiver, signal_names)
     encoder = InstanceEncoder(writer.replace, snapshot=snapshot, users_too=users_too)
     writer.argument = "sender"
     sender = _encode_sender(sending.sender, encoder)
     kwargs = {}
     for name, value in sending.kwargs.items():
         writer.argument = name
-        kwargs[name] = encoder.encode(standins.environ_facts(value) if _is_raw_request(sending, value) else value)
+        is_raw = type(value) is dict and _is_raw_request(sending, value)
+        kwargs[name] = encoder.encode(standins.environ_facts(value) if is_raw else value)
     writer.argument = "changes"
     return Envelope(
         event=event,
@@ -110,7 +112,7 @@ def write(
         sender=sender,
         kwargs=kwargs,
         objects=encoder.objects,
-        changes=_changes(sending, changed or (), encoder),
+        changes=_changes(sending, changed, encoder) if changed else {},
         context=captured(),
         lane=lane,
     )
@@ -134,10 +136,8 @@ def _changes(sending: Sending, changed: Iterable[str], encoder: InstanceEncoder)
 _SECRET = standins.Unavailable("value", "its field is sensitive")
 
 
-def _is_raw_request(sending: Sending, value: Any) -> bool:
-    """Tell whether a value is a WSGI environ or ASGI scope: whoever sends it, it holds cookies and credentials."""
-    if type(value) is not dict:
-        return False
+def _is_raw_request(sending: Sending, value: dict[Any, Any]) -> bool:
+    """Tell whether it is a WSGI environ or ASGI scope: whoever sends it, it holds cookies and credentials."""
     is_environ = "wsgi.url_scheme" in value and "REQUEST_METHOD" in value
     is_scope = type(value.get("asgi")) is dict and "type" in value
     return sending.signal is request_started or is_environ or is_scope
@@ -146,26 +146,25 @@ def _is_raw_request(sending: Sending, value: Any) -> bool:
 class _Writer:
     """Decides what becomes of a value that has no JSON form: a stand-in and one warning, or an error under STRICT."""
 
-    def __init__(self, receiver: str, signal_name: str, is_djangos: bool) -> None:
-        self.receiver, self.signal_name, self.argument = receiver, signal_name, ""
-        self.is_djangos = is_djangos  # what Django sends nobody can change
+    def __init__(self, receiver: str, signal_names: Sequence[str]) -> None:
+        self.receiver, self.signal_names, self.argument = receiver, signal_names, ""
 
     def replace(self, error: Unencodable) -> Any:
         reason = standins.expected(error)
         if reason is not None:
             error = Unencodable(error.value, reason)
-            if self.is_djangos:
+            if any(name.startswith("django.") for name in self.signal_names):  # what Django sends nobody can change
                 return standins.absent(error)
-        cls = type(error.value)
+        cls, signal_name = type(error.value), next(iter(self.signal_names), "")
         message = (
             f"{self.receiver} is sent {self.argument!r} of type {cls.__module__}.{cls.__qualname__} by "
-            f"{names.short_name(self.signal_name) or 'an unnamed signal'}, which cannot be carried: {error.reason}. "
+            f"{names.short_name(signal_name) or 'an unnamed signal'}, which cannot be carried: {error.reason}. "
             "Send the facts the receiver needs (a primary key, a string), or teach the type with register_codec()."
         )
         if conf.get().STRICT:
             raise EncodeError(message)
-        if (self.signal_name, self.argument) not in _warned:
-            _warned.add((self.signal_name, self.argument))
+        if (signal_name, self.argument) not in _warned:
+            _warned.add((signal_name, self.argument))
             logger.warning("%s A stand-in travels in its place. (Said once.)", message)
         return standins.absent(error)
 
@@ -194,6 +193,8 @@ def summarise(sending: Sending, signal_name: str) -> str:
 def _pk_in_words(instance: Model) -> str:
     """Show a primary key that says nothing by itself; an e-mail address or a name could be one, too."""
     pk = instance.pk
+    if type(pk) is int:
+        return f"pk={pk}"
     parts = pk if type(pk) is tuple else (pk,)
     return (
         f"pk={pk}" if all(part is None or type(part) in (int, UUID) for part in parts) else "pk=\N{HORIZONTAL ELLIPSIS}"

@@ -19,7 +19,7 @@ from django.db.models import Model
 from . import names, policy
 from .carried import Carried
 from .codec.core import Decoder
-from .codec.instances import instance_from
+from .codec.fetching import instance_from
 from .context import of_receiver, restored
 from .durable import reference
 from .durable.hold import Held, opened

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import islice
 from os import register_at_fork
 from threading import Lock
 from types import FunctionType, ModuleType
@@ -23,7 +22,7 @@ MOST_NAMES = 5  # of one signal, in an envelope
 _given: dict[str, Signal] = {}  # name -> signal, as told by ``signal_name=`` or by a connection
 _chosen: WeakKeyDictionary[Signal, str] = WeakKeyDictionary()  # the same, the other way round
 _places_of_signals: WeakKeyDictionary[Signal, set[str]] = WeakKeyDictionary()
-_in_order: WeakKeyDictionary[Signal, list[str]] = WeakKeyDictionary()  # the same, the best first
+_in_order: WeakKeyDictionary[Signal, tuple[str | None, list[str]]] = WeakKeyDictionary()  # all, the best first
 _scanned: dict[str, Any] = {}  # modules looked through, by name
 _scanned_until: tuple[int, str] | None = None
 _OWN_SIGNALS = f"{__package__}.signals"  # other modules of the library only import signals
@@ -81,12 +80,18 @@ NAMED_OTHERWISE = (type(None), int, float, str, bytes, tuple, list, dict, type, 
 
 def find(path: str) -> Any:
     """Return what an already imported module holds under a name, or None."""
-    module, _, qualname = path.partition(":")
-    first, *further = qualname.split(".")
+    module, first, further = _parts(path)
     found: Any = _content_of(sys.modules.get(module)).get(first)
     for part in further:
         found = _held(found, part)
     return found
+
+
+@lru_cache(maxsize=1024)
+def _parts(path: str) -> tuple[str, str, list[str]]:
+    module, _, qualname = path.partition(":")
+    first, *further = qualname.split(".")
+    return module, first, further
 
 
 def _content_of(module: Any) -> dict[str, Any]:
@@ -114,6 +119,7 @@ def name_signal(signal: Signal, name: str) -> None:
     with _lock:
         _given[name] = signal
         _chosen[signal] = name
+        _in_order.pop(signal, None)
 
 
 def signal_name(signal: Signal) -> str:
@@ -123,13 +129,19 @@ def signal_name(signal: Signal) -> str:
 
 def signal_names(signal: Signal) -> tuple[str, ...]:
     """Return the names of a signal, the best first: another process may hold it under one of the others only."""
-    chosen = _chosen.get(signal)
-    with _lock:
-        _scan()
-        if (places := _in_order.get(signal)) is None:
-            places = _in_order[signal] = sorted(_places_of_signals.get(signal, ()), key=_preference)
-    found = islice((place for place in places if find(place) is signal), MOST_NAMES)
-    return (*((chosen,) if chosen else ()), *found)[:MOST_NAMES]
+    if _scanned_until != _newest_module() or (known := _in_order.get(signal)) is None:
+        with _lock:
+            _scan()
+            places = sorted(_places_of_signals.get(signal, ()), key=_preference)
+            known = _in_order[signal] = _chosen.get(signal), places
+    chosen, places = known
+    found = [] if chosen is None else [chosen]
+    for place in places:
+        if len(found) == MOST_NAMES:
+            break
+        if find(place) is signal:  # still: modules may be imported anew, and give a name to something else
+            found.append(place)
+    return tuple(found)
 
 
 def known_signals() -> list[Signal]:
@@ -139,6 +151,7 @@ def known_signals() -> list[Signal]:
         return list({**dict.fromkeys(_places_of_signals), **dict.fromkeys(_chosen)})
 
 
+@lru_cache(maxsize=1024)
 def short_name(name: str) -> str:
     """Return the last part of a signal's name, for people; nothing of a name that only a connection gave it."""
     if name.startswith("connection:"):

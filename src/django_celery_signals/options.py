@@ -38,12 +38,17 @@ class SendingOptions:
     exclude: tuple[Any, ...] | None = None  # senders not to send for, beside sender=None
     family: type | None = None  # set by connect(subclasses=True): only this class and its subclasses
 
+    def __hash__(self) -> int:
+        """Tell some apart quickly: every sending looks them up, and all of them would take as long as half of that."""
+        return hash((self.guarantee, self.changed, self.instance))
+
     @property
     def folds(self) -> bool:
         """Whether newer sendings may stand for older ones; ``debounce=`` says so, too."""
         return self.debounce is not None if self.coalesce is None else self.coalesce
 
 
+NOTHING = SendingOptions()  # said of a connection
 NAMES = tuple(field.name for field in fields(SendingOptions) if field.name != "family")
 RUNNING_NAMES = ("atomic", "on_missing", "former_names", "retain", "ordered", "on_failure", "chunk_size", "batch")
 

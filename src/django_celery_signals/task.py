@@ -16,7 +16,7 @@ from .durable.failing import hooks
 from .durable.reference import MOST, is_chunk
 from .exceptions import ConnectError
 from .execution import call, execute
-from .options import RUNNING_NAMES, SendingOptions, merged_with_class
+from .options import NOTHING, RUNNING_NAMES, merged_with_class
 from .policy import seconds_until
 from .together import execute_together
 from .wire import ARGUMENT, summary_of
@@ -72,7 +72,7 @@ class ReceiverTask(DjangoTask):  # type: ignore[type-arg]
         """Run here and now; in a worker, run what the message says."""
         request = self.request
         if is_sending(kwargs) and kwargs["signal"] is not (request.kwargs or {}).get("signal"):
-            return send(target_of(str(self.name)), SendingOptions(), kwargs)
+            return send(target_of(str(self.name)), NOTHING, kwargs)
         if request.called_directly:
             return super().__call__(*args, **kwargs)
         if ARGUMENT in kwargs:
@@ -162,7 +162,7 @@ class ReceiverTask(DjangoTask):  # type: ignore[type-arg]
         """
         super().on_bound(app)
         _part_from_handler(cls)  # once more: Celery's annotations come after the class
-        check_delay(merged_with_class(SendingOptions(), cls, str(cls.name)), cls.expires, f"task {cls.name}")
+        check_delay(merged_with_class(NOTHING, cls, str(cls.name)), cls.expires, f"task {cls.name}")
         given = {name: getattr(cls, name) for name in RUNNING_NAMES}
         check_running({**given, "on_failure": cls.after_failure}, f"task {cls.name}")
         # app.tasks would finish loading the app while it is still making this very task.

@@ -90,6 +90,12 @@ class Receipt(Stamped):
     number = models.CharField(max_length=20)
 
 
+class Document(models.Model):
+    """A row that has a file beside the database."""
+
+    file = models.FileField(upload_to="documents/")
+
+
 class LiveManager(models.Manager["Article"]):
     """Hides the rows that are marked as deleted."""
 

@@ -134,12 +134,17 @@ def check_reuse(**_: Any) -> list[CheckMessage]:
     closing += [
         f"DATABASES[{alias!r}]['CONN_MAX_AGE'] = 600"
         for alias in used()
-        if connections[alias].settings_dict["CONN_MAX_AGE"] == 0
+        if connections[alias].settings_dict["CONN_MAX_AGE"] == 0 and not _has_pool(alias)
     ]
     if not closing:
         return []
     message = "A worker's database connection is closed after every task, so each receiver connects anew."
     return [Warning(message, hint="; ".join(closing), id="dcs.W007")]
+
+
+def _has_pool(alias: str) -> bool:
+    """Tell whether Django keeps the connections to a database in a pool, and then refuses to let them grow old."""
+    return bool(connections[alias].settings_dict["OPTIONS"].get("pool"))
 
 
 CHECKS = [check_app, check_results, check_names, check_sqlite, check_autocommit]

@@ -123,6 +123,9 @@ class Encoder:
 
     def encode(self, value: Any) -> Any:
         """Return the JSON of a value; a stand-in's where it has none."""
+        kind = type(value)
+        if kind in _ALIKE or (kind is str and value.isascii()):  # most, and nothing to ask
+            return value
         try:
             return self.strictly(value)
         except Unencodable as error:
@@ -176,7 +179,8 @@ class Encoder:
         return self.encode(value)
 
 
-_SCALARS = frozenset({type(None), bool, int, str, float})
+_ALIKE = frozenset({type(None), bool})  # in JSON as they are
+_SCALARS = frozenset({*_ALIKE, int, str, float})
 _MAX_DIGITS_BITS = 4096  # Python's own limit on reading an int back from text is 4300 digits
 
 

@@ -1,4 +1,4 @@
-"""Fetch the instances of several envelopes together."""
+"""Model instances on their way back: fetched again, those of several envelopes together, or rebuilt from a snapshot."""
 
 from __future__ import annotations
 
@@ -9,13 +9,68 @@ from typing import Any
 from uuid import UUID
 
 from django.apps import apps
-from django.db import connections, models
+from django.core.exceptions import ObjectDoesNotExist
+from django.db import connections, models, router
 
-from ..exceptions import DecodeError
-from .core import Decoder
-from .instances import instance_from, line_of
+from ..exceptions import DecodeError, InstanceMissing
+from .core import Decoder, exactly
+from .detached import detach
+from .instances import line_of
+from .standins import Unavailable
 
 FRESH = 1.0  # seconds for which a row that was fetched beforehand counts as just fetched
+
+
+def instance_from(entry: Any, decoder: Decoder) -> models.Model:
+    """Make the instance of an entry: fetch the row it refers to, or rebuild the snapshot.
+
+    Raises:
+        InstanceMissing: when the row is gone.
+        DecodeError: when the entry is not what an encoder writes.
+        django.db.Error: when the database does not answer; that is not "gone".
+    """
+    if not isinstance(entry, dict) or not {"model", "pk", "db"} <= entry.keys():
+        raise DecodeError("The envelope holds an instance without model, pk or db.")
+    model = apps.get_model(str(entry["model"]))
+    alias = entry["db"]
+    if alias is not None and alias not in connections.settings:
+        raise DecodeError(f"The envelope names the database alias {alias!r:.80}, which DATABASES does not have.")
+    if "fields" in entry:
+        return rebuild(model, alias, entry["fields"], decoder)
+    return fetch(model, decoder.decode(entry["pk"]), alias, entry.get("deferred", ()))
+
+
+def fetch(model: type[models.Model], pk: Any, alias: str | None, deferred: Any = ()) -> models.Model:
+    """Fetch a row again, past any manager that would hide it, from the very database it was sent from."""
+    known = {field.attname for field in model._meta.concrete_fields}
+    alias = alias or router.db_for_write(model)  # not for_read: a replica may lag behind
+    try:
+        rows: models.QuerySet[Any] = models.QuerySet(model, using=alias)
+        instance: models.Model = rows.defer(*known.intersection(deferred)).get(pk=pk)
+    except ObjectDoesNotExist:
+        raise InstanceMissing(
+            f"{model._meta.label} pk={pk!r} no longer exists in the database {alias!r}. The task's on_missing= says "
+            "what happens then; instance='snapshot' carries the values instead."
+        ) from None
+    return instance
+
+
+def rebuild(model: type[models.Model], alias: str | None, snapshot: Any, decoder: Decoder) -> models.Model:
+    """Build an instance from a snapshot, unsaved or saved as it was, and detach it from its row.
+
+    Fields that the model has gained since are deferred, fields it has lost are ignored.
+    """
+    nodes, unset = exactly(snapshot["values"], dict), set(snapshot["unset"])
+    fields = {field.attname: field for field in model._meta.concrete_fields}
+    values = {name: decoder.decode(nodes[name]) for name in fields if name in nodes}
+    absent = {name: value for name, value in values.items() if type(value) is Unavailable}
+    known = [name for name in fields if name in values.keys() - absent.keys() or name in unset]
+    made = [values[name] if name in values else fields[name].get_default() for name in known]
+    instance = model.from_db(alias, known, made)
+    instance.__dict__.update(absent)  # only now: the descriptors of fields, such as a foreign key's, compare values
+    instance._state.adding = bool(snapshot["adding"])
+    detach(instance, frozenset(snapshot["forbidden"]))
+    return instance
 
 
 class Fetched:

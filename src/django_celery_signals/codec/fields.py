@@ -15,6 +15,12 @@ from .core import Decoder, Encoder, Unencodable, exactly, register
 Field: TypeAlias = "models.Field[Any, Any]"
 
 
+def is_installed(cls: type[models.Model]) -> bool:
+    """Tell whether a class is the installed model of its name; a migration's are not."""
+    meta: Any = cls._meta
+    return meta.app_label in apps.app_configs and apps.all_models[meta.app_label].get(meta.model_name) is cls
+
+
 def to_text(field: Field, instance: models.Model, value: Any) -> str | None:
     """Return the text that a field makes of its value, as for fixtures; None when it does not read the same from it."""
     if isinstance(field, models.JSONField):

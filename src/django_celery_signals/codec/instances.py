@@ -9,21 +9,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
-from django.apps import apps
 from django.contrib.auth import get_user_model
-from django.core.exceptions import ImproperlyConfigured, ObjectDoesNotExist
+from django.core.exceptions import ImproperlyConfigured
 from django.core.files import File
-from django.db import connections, models, router
+from django.db import models
 from django.utils.functional import LazyObject
 
 from .. import conf
-from ..exceptions import DecodeError, InstanceMissing
-from .core import TAG, Decoder, Encoder, Unencodable, exactly, register, register_transparent
-from .detached import detach, forbidden_of, is_detached
-from .fields import Field, is_equal, is_expression, to_text
-from .standins import Unavailable
+from .core import TAG, Encoder, Unencodable, register, register_transparent
+from .detached import forbidden_of, is_detached
+from .fields import Field, is_equal, is_expression, is_installed, to_text
 
 Entry = dict[str, Any]
 
@@ -47,6 +45,7 @@ class InstanceEncoder(Encoder):
         super().__init__(replace)
         self.snapshot, self.users_too = snapshot, users_too
         self.rows: dict[tuple[Any, ...], list[tuple[int, models.Model]]] = {}  # row -> what is in the table of it
+        self._first: tuple[models.Model, Entry] | None = None  # in the table, and not in ``rows`` yet
 
     def index(self, instance: models.Model) -> int:
         """Return the place of an instance in the table, entering it when it is new.
@@ -60,8 +59,14 @@ class InstanceEncoder(Encoder):
 
     def _enter(self, instance: models.Model) -> int:
         entry = self._entry(instance)
-        is_row = entry["pk"] is not None and not instance._state.adding
-        twins = self.rows.setdefault(_row(instance, entry), []) if is_row else []
+        if not self.objects:  # most are alone
+            self._first = instance, entry
+            self.objects.append(entry)
+            return 0
+        if self._first is not None:
+            self._twins(*self._first).append((0, self._first[0]))
+            self._first = None
+        twins = self._twins(instance, entry)
         for at, twin in twins:
             if not _agree(instance, twin) and (self.users_too or not is_user(type(instance))):  # would hold less
                 self._hold(entry, instance)
@@ -73,12 +78,18 @@ class InstanceEncoder(Encoder):
         twins.append((len(self.objects) - 1, instance))
         return len(self.objects) - 1
 
+    def _twins(self, instance: models.Model, entry: Entry) -> list[tuple[int, models.Model]]:
+        is_row = entry["pk"] is not None and not instance._state.adding
+        return self.rows.setdefault(_row(instance, entry), []) if is_row else []
+
     def _entry(self, instance: models.Model) -> Entry:
         cls = type(instance)
-        label = cls._meta.app_label
-        if label not in apps.app_configs or apps.all_models[label].get(str(cls._meta.model_name)) is not cls:
+        if not is_installed(cls):
             raise Unencodable(instance, "its class is not the installed model of that name")
-        entry: Entry = {"model": cls._meta.label, "pk": None, "db": instance._state.db}
+        plain = None if self.snapshot else _plain_key(instance)
+        entry: Entry = {"model": cls._meta.label, "pk": plain, "db": instance._state.db}
+        if plain is not None:
+            return entry
         if self.snapshot or instance._state.adding or is_detached(instance) or not has_pk(instance):
             self._hold(entry, instance)
         elif deferred := instance.get_deferred_fields():
@@ -151,6 +162,26 @@ class InstanceEncoder(Encoder):
         if text is None:
             return self.replace(error)
         return {TAG: "field", "v": [type(instance)._meta.label, field.attname, text]}
+
+
+def _plain_key(instance: models.Model) -> int | None:
+    """Return the number by which a whole row that is there can be fetched again; None where there is more to say."""
+    cls, held = type(instance), instance.__dict__
+    key, columns = _shape(cls, len(cls._meta.concrete_fields))
+    pk = held.get(key)
+    is_plain = type(pk) is int and pk.bit_length() < 64 and not instance._state.adding
+    return pk if is_plain and held.keys() >= columns and not is_detached(instance) else None
+
+
+@lru_cache(maxsize=1024)
+def _shape(cls: type[models.Model], fields: int) -> tuple[str, frozenset[str]]:
+    """Return where instances hold their one key, empty where they have several or it is secret, and their columns.
+
+    Of a class with so many fields: one may be given to it later.
+    """
+    keys: Any = cls._meta.pk_fields
+    is_single = len(keys) == 1 and not _is_secret_key(keys[0])
+    return keys[0].attname if is_single else "", frozenset(field.attname for field in cls._meta.concrete_fields)
 
 
 def _refuse(error: Unencodable) -> Any:
@@ -230,57 +261,3 @@ def as_instance(value: Any) -> models.Model | None:
 
 register_transparent(models.Model, lambda value, encoder: {TAG: "obj", "v": encoder.index(value)})  # type: ignore[attr-defined]
 register("instance", tag="obj", encode=lambda v, _: v, decode=lambda p, d: d.instance(p))
-
-# Back to instances -----------------------------------------------------------------------------------------------
-
-
-def instance_from(entry: Any, decoder: Decoder) -> models.Model:
-    """Make the instance of an entry: fetch the row it refers to, or rebuild the snapshot.
-
-    Raises:
-        InstanceMissing: when the row is gone.
-        DecodeError: when the entry is not what an encoder writes.
-        django.db.Error: when the database does not answer; that is not "gone".
-    """
-    if not isinstance(entry, dict) or not {"model", "pk", "db"} <= entry.keys():
-        raise DecodeError("The envelope holds an instance without model, pk or db.")
-    model = apps.get_model(str(entry["model"]))
-    alias = entry["db"]
-    if alias is not None and alias not in connections.settings:
-        raise DecodeError(f"The envelope names the database alias {alias!r:.80}, which DATABASES does not have.")
-    if "fields" in entry:
-        return rebuild(model, alias, entry["fields"], decoder)
-    return fetch(model, decoder.decode(entry["pk"]), alias, entry.get("deferred", ()))
-
-
-def fetch(model: type[models.Model], pk: Any, alias: str | None, deferred: Any = ()) -> models.Model:
-    """Fetch a row again, past any manager that would hide it, from the very database it was sent from."""
-    known = {field.attname for field in model._meta.concrete_fields}
-    alias = alias or router.db_for_write(model)  # not for_read: a replica may lag behind
-    try:
-        rows: models.QuerySet[Any] = models.QuerySet(model, using=alias)
-        instance: models.Model = rows.defer(*known.intersection(deferred)).get(pk=pk)
-    except ObjectDoesNotExist:
-        raise InstanceMissing(
-            f"{model._meta.label} pk={pk!r} no longer exists in the database {alias!r}. The task's on_missing= says "
-            "what happens then; instance='snapshot' carries the values instead."
-        ) from None
-    return instance
-
-
-def rebuild(model: type[models.Model], alias: str | None, snapshot: Any, decoder: Decoder) -> models.Model:
-    """Build an instance from a snapshot, unsaved or saved as it was, and detach it from its row.
-
-    Fields that the model has gained since are deferred, fields it has lost are ignored.
-    """
-    nodes, unset = exactly(snapshot["values"], dict), set(snapshot["unset"])
-    fields = {field.attname: field for field in model._meta.concrete_fields}
-    values = {name: decoder.decode(nodes[name]) for name in fields if name in nodes}
-    absent = {name: value for name, value in values.items() if type(value) is Unavailable}
-    known = [name for name in fields if name in values.keys() - absent.keys() or name in unset]
-    made = [values[name] if name in values else fields[name].get_default() for name in known]
-    instance = model.from_db(alias, known, made)
-    instance.__dict__.update(absent)  # only now: the descriptors of fields, such as a foreign key's, compare values
-    instance._state.adding = bool(snapshot["adding"])
-    detach(instance, frozenset(snapshot["forbidden"]))
-    return instance

@@ -20,6 +20,7 @@ from django.dispatch import Signal
 from .. import names
 from ..exceptions import DecodeError
 from .core import SUBCLASSED, Decoder, Encoder, Unencodable, exactly, from_pairs, known, pairs, register
+from .fields import is_installed
 from .standins import Unavailable
 
 
@@ -56,11 +57,7 @@ def _or_absent(decode: Callable[[Any, Decoder], Any]) -> Callable[[Any, Decoder]
 def _class(value: type, encoder: Encoder) -> Any:
     if not issubclass(value, Model) or value._meta.abstract:
         return _path(value, encoder)
-    try:
-        known = apps.get_model(value._meta.label) is value
-    except LookupError:
-        known = False
-    if not known:  # e.g. a historical model of a migration
+    if not is_installed(value):  # e.g. a historical model of a migration
         raise Unencodable(value, "it is not the installed model of that name")
     return ["model", value._meta.label]
 

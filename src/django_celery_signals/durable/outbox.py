@@ -31,6 +31,8 @@ from .writing import New
 
 logger = logging.getLogger(__name__)
 
+_READY, _SENT = int(State.READY), int(State.SENT)
+
 
 def takes_the_fast_path(
     app: Celery, receiver: str, delay: float, connection: BaseDatabaseWrapper, patience: Patience
@@ -52,33 +54,31 @@ def takes_the_fast_path(
 
 def delay_of(envelope: Envelope, options: dict[str, Any]) -> float:
     """Return the seconds for which a delivery is not to be published."""
-    return max(float(options.get("countdown", 0)), envelope.lane.debounce if envelope.lane is not None else 0.0)
+    countdown = float(options.get("countdown", 0))
+    return countdown if envelope.lane is None else max(countdown, envelope.lane.debounce)
 
 
-def row_of(app: Celery, envelope: Envelope, options: dict[str, Any], *, sent: bool) -> New:
+def row_of(app: Celery, task: Any, envelope: Envelope, options: dict[str, Any], *, sent: bool) -> New:
     """Return the delivery to be written.
 
     Args:
         app: the Celery app that has the receiver.
+        task: the receiver; None when the app does not have it.
         envelope: what is sent.
         options: of ``apply_async``.
         sent: whether the sender publishes it. The row says so beforehand; only a failure that is known takes it back,
             and whatever else happens, the relay finds out. One with a lane is published when it has its turn, but
             eager there are no turns: a delivery runs at once or within another, and nobody comes back to what waits.
-
-    Raises:
-        SettingsError: where there is no table for it.
     """
     event, lane = envelope.event, envelope.lane
     identity = identity_of(envelope)
     takes_turns = lane is not None and not is_eager(app)
     published = sent and not takes_turns
-    check_table(event.using, event.receiver)
     row = New(
         **identity,
         receiver=event.receiver,
-        queue=queue_of(app, event.receiver, options) or "",
-        state=int(State.SENT if published else State.READY),
+        queue=queue_of(app, task, event.receiver, options) or "",
+        state=_SENT if published else _READY,
         due_in=None if sent else delay_of(envelope, options),
         token=new_token(),
         sends=int(published),
@@ -201,7 +201,7 @@ def publish_next(app: Celery, using: str, lane: str) -> None:
         logger.warning("What waits in a lane of %r could not have its turn, and will be late: %r", using, error)
 
 
-def check_table(using: str, receiver: str) -> None:
+def check_table(connection: BaseDatabaseWrapper, receiver: str) -> None:
     """Refuse what has no table.
 
     Raises:
@@ -212,10 +212,10 @@ def check_table(using: str, receiver: str) -> None:
             f"{receiver} is connected with guarantee='durable', which keeps deliveries in a table. Add "
             "'django_celery_signals' to INSTALLED_APPS and run manage.py migrate, or choose guarantee='on_commit'."
         )
-    if connections[using].vendor not in ("postgresql", "mysql", "sqlite"):
+    if connection.vendor not in ("postgresql", "mysql", "sqlite"):
         raise SettingsError(
-            f"{receiver} is connected with guarantee='durable', but the sending belongs to the database {using!r}, "
-            f"which is {connections[using].display_name} ({connections[using].vendor}); deliveries are kept on "
+            f"{receiver} is connected with guarantee='durable', but the sending belongs to the database "
+            f"{connection.alias!r}, which is {connection.display_name} ({connection.vendor}); deliveries are kept on "
             "PostgreSQL, MariaDB, MySQL and SQLite. Send with using= one of these, or choose guarantee='on_commit'."
         )
 

@@ -205,7 +205,7 @@ class Relay:
         for row in rows:
             kind = (row.receiver, *row.options.items())  # a route may be a function of them
             if kind not in known:
-                known[kind] = queue_of(self.app, row.receiver, row.options) or ""
+                known[kind] = queue_of(self.app, self.app.tasks.get(row.receiver), row.receiver, row.options) or ""
             found[known[kind]].append(row.pk)
         return found
 

@@ -14,26 +14,28 @@ logger = logging.getLogger(__name__)
 _OF_ROUTES = ("queue", "exchange", "routing_key")
 
 
-def queue_of(app: Celery, receiver: str, options: dict[str, Any]) -> str | None:
+def queue_of(app: Celery, task: Any, receiver: str, options: dict[str, Any]) -> str | None:
     """Return the name of the queue that a receiver's messages go to.
 
     Args:
         app: the Celery app that publishes.
+        task: the receiver; None when the app does not have it.
         receiver: name of the task.
         options: of ``apply_async``.
 
     Returns:
         None, when the route names an exchange, or cannot be told; publishing will say why.
     """
-    task: Any = app.tasks.get(receiver)
     router = _fixed_router(app)
     if task is None or router is None:
         return _queue_of(app, task, receiver, options)
     known = vars(task).setdefault("_queues", {})
-    kind = (*map(options.get, _OF_ROUTES), router)
-    if known.get(kind) is None:  # what cannot be told may be told later
-        known[kind] = _queue_of(app, task, receiver, options)
-    return known[kind]  # type: ignore[no-any-return]
+    get = options.get
+    kind = (get("queue"), get("exchange"), get("routing_key"), router)
+    name: str | None = known.get(kind)
+    if name is None:  # what cannot be told may be told later
+        name = known[kind] = _queue_of(app, task, receiver, options)
+    return name
 
 
 def _fixed_router(app: Celery) -> Any | None:

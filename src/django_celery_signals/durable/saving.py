@@ -72,12 +72,12 @@ def make_atomic(sender: type[Model]) -> None:
     sender.save_base = save_base  # type: ignore[method-assign]
 
 
-def mind_the_gap(receiver: str, signal: Signal, sender: Any, using: str) -> None:
+def mind_the_gap(receiver: str, signal: Signal, sender: Any, connection: BaseDatabaseWrapper) -> None:
     """Say once that a durable sending outside of a transaction is committed apart from what caused it.
 
     A model that no ``connect`` with a ``sender=`` has named is met here first; its later saves are atomic.
     """
-    if is_in_transaction(connections[using]):
+    if is_in_transaction(connection):
         return
     if is_save(signal, sender):
         make_atomic(sender)

@@ -16,14 +16,17 @@ from typing import Any, Literal
 
 from celery.signals import task_postrun
 from django.dispatch import Signal
-from opentelemetry import propagate, trace
-from opentelemetry.context import Context, attach, detach
-from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, TracerProvider
 
 from ..context import register_context
 from ..durable.failure import type_name
 from ..event import Event, current_event
 from ..signals import receiver_discarded, receiver_failed, receiver_started, receiver_succeeded
+from . import needing
+
+with needing("opentelemetry", extra="opentelemetry"):
+    from opentelemetry import propagate, trace
+    from opentelemetry.context import Context, attach, detach
+    from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, TracerProvider
 
 SYSTEM = "django_celery_signals"
 MOST_PENDING = 1000  # spans that wait for their outcome in one thread

@@ -16,10 +16,6 @@ from wsgiref.simple_server import WSGIServer
 from celery.signals import worker_process_shutdown
 from django.db import Error, connections
 from django.dispatch import Signal
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, start_http_server
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
-from prometheus_client.registry import Collector
 
 from ..durable.deliveries import deliveries
 from ..durable.pauses import paused
@@ -35,6 +31,13 @@ from ..signals import (
     receiver_succeeded,
 )
 from ..statistics.upkeep import waiting
+from . import needing
+
+with needing("prometheus_client", extra="prometheus"):
+    from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, start_http_server
+    from prometheus_client.core import GaugeMetricFamily
+    from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+    from prometheus_client.registry import Collector
 
 PREFIX = "django_celery_signals"
 MOST_FAILED = 10_000  # that are counted

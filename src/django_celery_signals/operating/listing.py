@@ -145,7 +145,7 @@ def _facts(one: Connected) -> dict[str, Any]:
         "receiver": one.receiver,
         "dispatch_uid": None if one.uid is None else str(one.uid),
         "guarantee": one.guarantee,
-        "queue": queue_of(one.app, one.receiver, {"queue": one.options.queue}),
+        "queue": queue_of(one.app, one.task, one.receiver, {"queue": one.options.queue}),
         "options": {name: _plain(getattr(one.options, name)) for name in NAMES},
         "running_options": one.task and {name: _plain(_of_task(one.task, name)) for name in known},
         "atomic_saves": _are_atomic(one),

@@ -151,7 +151,7 @@ def _queue(one: Connected) -> Iterable[str]:
 
 def queue_in_words(one: Connected) -> str:
     """Return the queue of a connection's messages."""
-    return queue_of(one.app, one.receiver, {"queue": one.options.queue}) or "(by its route)"
+    return queue_of(one.app, one.task, one.receiver, {"queue": one.options.queue}) or "(by its route)"
 
 
 def _starts(one: Connected) -> Iterable[str]:

@@ -11,8 +11,8 @@ from django.test.utils import CaptureQueriesContext
 
 from django_celery_signals.codec import fetching
 from django_celery_signals.codec.core import Decoder
-from django_celery_signals.codec.fetching import Fetched
-from django_celery_signals.codec.instances import InstanceEncoder, instance_from
+from django_celery_signals.codec.fetching import Fetched, instance_from
+from django_celery_signals.codec.instances import InstanceEncoder
 from django_celery_signals.exceptions import DecodeError, InstanceMissing
 from tests.parameters import each_database
 from tests.shop.models import (

@@ -40,9 +40,10 @@ from django_celery_signals import (
     NotCarried,
     envelope,
 )
-from django_celery_signals.codec import fields, instances, named
+from django_celery_signals.codec import fetching, fields, instances, named
 from django_celery_signals.codec.core import Decoder, codec_for
-from django_celery_signals.codec.instances import as_instance, instance_from, is_sensitive
+from django_celery_signals.codec.fetching import instance_from
+from django_celery_signals.codec.instances import as_instance, is_sensitive
 from django_celery_signals.codec.standins import Unavailable
 from tests.carrying import exact, opened, sealed, sent
 from tests.shop.models import (
@@ -125,7 +126,7 @@ def kinds(*sending: Any) -> list[str]:
 def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Apps]:
     """Holds the models that a test declares; they live as long as it does."""
     with isolate_apps("tests.shop") as apps:
-        for module in (instances, fields, named):
+        for module in (fetching, fields, named):
             monkeypatch.setattr(module, "apps", apps)
         yield apps
 

@@ -36,9 +36,14 @@ def lies_in(app: Celery, queue: str) -> bool:
     return 1 == len(take(app, queue))
 
 
+def named(app: Celery, receiver: str, options: dict[str, Any]) -> str | None:
+    """Return where the library says that the messages of a name go."""
+    return queue_of(app, app.tasks.get(receiver), receiver, options)
+
+
 def published(app: Celery, task: Any, **options: Any) -> str | None:
     """Publish a message, and return where the library says that it goes."""
-    found = queue_of(app, task.name, options)
+    found = named(app, task.name, options)
     task.apply_async(**options)
     return found
 
@@ -120,14 +125,14 @@ def test_an_exchange_leads_anywhere(place: str, celery_app: Celery, tasks: Tasks
 
     task = tasks.shared(**declared)
 
-    assert queue_of(celery_app, task.name, options) is None
+    assert named(celery_app, task.name, options) is None
 
 
 def test_a_route_without_a_queue(celery_app: Celery, tasks: Tasks, routed: Any) -> None:
     """A route that names an exchange and no queue has no name either."""
     routed({"tests.made_*": {"exchange": "fan", "routing_key": "out"}})
 
-    assert queue_of(celery_app, tasks.shared().name, {}) is None
+    assert named(celery_app, tasks.shared().name, {}) is None
 
 
 def test_a_route_without_anything(celery_app: Celery, tasks: Tasks, routed: Any) -> None:
@@ -142,8 +147,8 @@ def test_a_task_that_the_app_does_not_have(celery_app: Celery, routed: Any) -> N
     """A receiver that is unknown here has the routes of its name."""
     routed({"shop.*": "mail"})
 
-    assert "mail" == queue_of(celery_app, "shop.elsewhere", {})
-    assert celery_app.conf.task_default_queue == queue_of(celery_app, "tests.nowhere", {})
+    assert "mail" == named(celery_app, "shop.elsewhere", {})
+    assert celery_app.conf.task_default_queue == named(celery_app, "tests.nowhere", {})
 
 
 def test_a_task_under_a_former_name(celery_app: Celery, tasks: Tasks, routed: Any) -> None:
@@ -152,7 +157,7 @@ def test_a_task_under_a_former_name(celery_app: Celery, tasks: Tasks, routed: An
     task = celery_app.task(base=ReceiverTask, name=tasks.name(), former_names=["shop.former"])(ignore)
     tasks.names.append("shop.former")
 
-    assert "new" == queue_of(celery_app, "shop.former", {}) == queue_of(celery_app, task.name, {})
+    assert "new" == named(celery_app, "shop.former", {}) == named(celery_app, task.name, {})
 
 
 def test_a_route_that_raises(celery_app: Celery, tasks: Tasks, routed: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -165,7 +170,7 @@ def test_a_route_that_raises(celery_app: Celery, tasks: Tasks, routed: Any, capl
     routed(route)
     task = tasks.shared()
 
-    assert queue_of(celery_app, task.name, {}) is None
+    assert named(celery_app, task.name, {}) is None
     [record] = [record for record in caplog.records if record.name == routes.logger.name]
     assert (logging.WARNING, (task.name, error)) == (record.levelno, record.args)
 
@@ -174,8 +179,8 @@ def test_a_queue_that_celery_may_not_make(celery_app: Celery, tasks: Tasks, rout
     """With ``task_create_missing_queues`` off, a name that is not among the queues is unknown."""
     routed(None, task_queues=[Queue("mail")], task_create_missing_queues=False)
 
-    assert queue_of(celery_app, tasks.shared().name, {"queue": "mial"}) is None
-    assert "mail" == queue_of(celery_app, tasks.shared().name, {"queue": "mail"})
+    assert named(celery_app, tasks.shared().name, {"queue": "mial"}) is None
+    assert "mail" == named(celery_app, tasks.shared().name, {"queue": "mail"})
 
 
 def test_settings_that_cannot_be_read(celery_app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,4 +192,4 @@ def test_settings_that_cannot_be_read(celery_app: Celery, monkeypatch: pytest.Mo
     monkeypatch.setattr(routes, "_are_fixed", fail)
     task = celery_app.task(base=ReceiverTask, name="tests.routes.unfixed")(ignore)
 
-    assert celery_app.conf.task_default_queue == routes.queue_of(celery_app, task.name, {})
+    assert celery_app.conf.task_default_queue == named(celery_app, task.name, {})
