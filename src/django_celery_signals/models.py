@@ -44,6 +44,10 @@ class Delivery(models.Model):
     error_message = models.TextField(null=True)
     traceback = models.TextField(null=True)
     fingerprint = models.CharField(max_length=255, null=True)
+    # What caused it, as its payload says as well. One without a parent has none of it, and is in no index for it.
+    depth = models.SmallIntegerField(default=0, db_default=0)  # how many receivers caused this sending, one another
+    parent_id = models.CharField(max_length=36, null=True)  # id of the event whose receiver sent this one
+    root_id = models.CharField(max_length=36, null=True)  # id of the event that began; null for that one itself
 
     objects = DeliveryQuerySet.as_manager()
 
@@ -63,6 +67,8 @@ class Delivery(models.Model):
                 name="dcs_delivery_kept",
                 where=Q(state=State.FAILED) | Q(state=State.PAUSED),
             ),
+            PartialIndex("parent_id", "id", name="dcs_delivery_parent", where=Q(parent_id__isnull=False)),
+            PartialIndex("root_id", "id", name="dcs_delivery_root", where=Q(root_id__isnull=False)),
         ]
 
     def __str__(self) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from django_celery_signals.durable.deliveries import State, deliveries
 from tests.browser.conftest import Browser
-from tests.delivering import states
+from tests.delivering import place, states
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True, databases=["default", "other"])]
 
@@ -112,6 +112,40 @@ def test_all_of_a_list(browser: Browser, site: str, shot: Shot, width: int) -> N
     shot(page, f"11-retried-all-{width}")
     assert not is_wider_than_the_screen(page)
     assert 1 == states("default")["failed"]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_lineage(browser: Browser, site: str, shot: Shot, width: int, theme: str) -> None:
+    """Somebody goes from a delivery to what caused it, from there to what that caused, and to a list of all."""
+    page = browser.page(site, width=width, theme=theme)
+    root = deliveries("default").get(receiver="shop.receivers.export_order", state=State.DONE)
+    caused = {"depth": 1, "parent_id": root.event_id, "root_id": root.event_id}
+    place("default", "shop.receivers.index_order", 22, **caused)
+    place("other", "shop.receivers.rebuild_search_index_of_all_customers", **caused)
+    leaf = deliveries("default").latest("pk")
+    log_in(page)
+    page.goto(f"{LIST}default_3A{leaf.pk}/change/")
+    assert f"default:{root.pk} (done)" in page.inner_text(".field-root")
+    assert not is_wider_than_the_screen(page)
+    press(page, ".field-cause a")
+    page.wait_for_url(f"**/default_3A{root.pk}/change/")
+    assert 21 == page.locator(".field-caused li").count()
+    assert not is_wider_than_the_screen(page)
+    shot(page, f"13-lineage-{width}-{theme}")
+    page.click("text=More than these 20")
+    page.wait_for_url("**parent_id=**")
+    assert 22 == page.locator("#result_list tbody tr").count()
+    assert not is_wider_than_the_screen(page)
+    shot(page, f"14-caused-{width}-{theme}")
+    page.go_back()
+    deliveries("default").filter(pk=root.pk).erase()
+    page.goto(f"{LIST}default_3A{leaf.pk}/change/")
+    assert "done and gone" in page.inner_text(".field-cause")
+    assert not is_wider_than_the_screen(page)
+    page.click("text=All that the root has caused")
+    page.wait_for_url("**root_id=**")
+    assert 22 == page.locator("#result_list tbody tr").count()
 
 
 def test_another_database(browser: Browser, site: str, shot: Shot) -> None:

@@ -21,7 +21,7 @@ from django.http import Http404
 from django.test import Client, RequestFactory
 from django.test.utils import CaptureQueriesContext
 
-from django_celery_signals.admin import bounds, changing, choices, facts, failures, listing, places, searching
+from django_celery_signals.admin import bounds, changing, choices, facts, failures, lineage, listing, places, searching
 from django_celery_signals.durable.deliveries import State, deliveries
 from django_celery_signals.durable.rows import STEP
 from django_celery_signals.models import Delivery
@@ -49,6 +49,12 @@ FAILED = {
     "payload": PAYLOAD,
     "options": {"countdown": 77.25},
 }
+
+
+@pytest.fixture(autouse=True)
+def two_databases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A delivery's page asks no other databases what it caused."""
+    monkeypatch.setattr(lineage, "keeping", lambda: ["default", "other"])
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from django.db import connections
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
-from django_celery_signals.admin import choices
+from django_celery_signals.admin import bounds, choices
 from django_celery_signals.admin.bounds import COUNTED, LOOKED_AT
 from django_celery_signals.durable.deliveries import State, deliveries
 from tests.parameters import each_database
@@ -84,7 +84,7 @@ def costs(queries: CaptureQueriesContext, table: str = TABLE) -> dict[str, float
 
 
 pytestmark = [
-    pytest.mark.django_db(databases=["default", "postgres", *([] if "mariadb" in absent() else ["mariadb"])]),
+    pytest.mark.django_db(databases=["default", "other", "postgres", *([] if "mariadb" in absent() else ["mariadb"])]),
     pytest.mark.skipif("postgres" in absent(), reason=absent().get("postgres", "")),
 ]
 
@@ -132,6 +132,46 @@ def test_other_pages(client: Client) -> None:
 
     assert len(queries) <= 20
     assert {} == {sql: rows for sql, rows in costs(queries).items() if rows > 3 * GIVEN_UP}
+
+
+def test_lineage(client: Client) -> None:
+    """What caused a delivery, and is gone, is looked for among so many before it; what it caused, by an index."""
+    row = deliveries("postgres").latest("pk")
+    deliveries("postgres").filter(pk=row.pk).update(depth=2, parent_id="gone", root_id="gone too")
+    for parameters in ({"parent_id": "gone"}, {"root_id": "gone too", "receiver": row.receiver, "age": "day"}):
+        with CaptureQueriesContext(connections["postgres"]) as queries:
+            found = client.get(LIST, {"database": "postgres", **parameters}).context["cl"].result_list
+        assert [row.pk] == [one.pk for one in found]
+        assert {} == {sql: rows for sql, rows in costs(queries).items() if rows > FEW}
+    with CaptureQueriesContext(connections["postgres"]) as queries:
+        page = client.get(f"{LIST}postgres_3A{row.pk}/change/").content.decode()
+
+    assert f"done and gone, or never durable, or older than the {LOOKED_AT:,}" in page
+    assert len(queries) <= 8
+    assert {} == {sql: rows for sql, rows in costs(queries).items() if rows > LOOKED_AT + FEW}
+
+
+def test_large_families(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one event may come a large part of all deliveries, and not those at the end from which a look begins."""
+    rows, largest = deliveries("postgres"), MANY // 3
+    first, last = (rows.order_by(order).values_list("pk", flat=True)[largest] for order in ("pk", "-pk"))
+    cause = rows.order_by("pk")[0]
+    rows.filter(pk__lt=first).update(depth=1, parent_id="r", root_id="r")
+    rows.filter(pk__gt=last).update(depth=1, parent_id=cause.event_id, root_id=cause.event_id)
+    with connections["postgres"].cursor() as cursor:
+        cursor.execute(f"ANALYZE {TABLE}")
+    for parameters in ({"parent_id": "r"}, {"root_id": "r"}):
+        with CaptureQueriesContext(connections["postgres"]) as queries:
+            found = client.get(LIST, {"database": "postgres", **parameters}).context["cl"].result_list
+        assert first > found[0].pk > found[1].pk
+        assert {} == {sql: rows for sql, rows in costs(queries).items() if rows > COUNTED + FEW}
+    monkeypatch.setattr(bounds, "LOOKED_AT", 2000)  # for of most of a table none would ask its indexes
+    with CaptureQueriesContext(connections["postgres"]) as queries:
+        found = client.get(LIST, {"database": "postgres", "root_id": "r", "receiver": "shop.r3"}).context["cl"]
+        page = client.get(f"{LIST}postgres_3A{cause.pk}/change/").content.decode()
+    assert f"{LIST}postgres_3A{last + 1}/" in page
+    assert 50 == len(found.result_list)
+    assert {} == {sql: rows for sql, rows in costs(queries).items() if rows > COUNTED + FEW}
 
 
 @pytest.mark.parametrize("receiver", ["", "shop.r3"])

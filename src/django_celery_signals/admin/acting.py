@@ -224,9 +224,9 @@ class ActingAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # which is gener
         for words in _left(verb, done, chosen):
             self.message_user(request, words, messages.WARNING)
 
-    def _url(self, name: str, alias: str) -> str:
+    def _url(self, name: str, alias: str, **chosen: str) -> str:
         url = reverse(f"admin:{_named(name)}", current_app=self.admin_site.name)
-        return f"{url}?{urlencode({DATABASE: alias})}"
+        return f"{url}?{urlencode({DATABASE: alias, **chosen})}"
 
     def _own_url(self, name: str, alias: str, pk: int) -> str:
         place = quote(place_of(alias, pk))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -34,9 +35,9 @@ class Count:
 
 
 def counted(rows: QuerySet[Any], limit: int | None = None) -> Count:
-    """Count rows, but no further than to a bound."""
+    """Count rows, but no further than to a bound; in their order where another index than that of the ids has it."""
     limit = COUNTED if limit is None else limit
-    found = rows.order_by()[: limit + 1].count()
+    found = (rows if len(rows.query.order_by) > 1 else rows.order_by())[: limit + 1].count()
     return Count(number=min(found, limit), more=found > limit)
 
 
@@ -90,7 +91,7 @@ def _passed(earlier: datetime, later: datetime, connection: Any) -> float:
     return (instant(later, connection) - instant(earlier, connection)).total_seconds()
 
 
-def newest(rows: DeliveryQuerySet, limit: int | None = None) -> int | None:
+def newest(rows: DeliveryQuerySet, limit: int | None = None, order: Sequence[str] = ("-pk",)) -> int | None:
     """Return the id behind which the newest rows begin that are looked through; None when that is all of them."""
     limit = LOOKED_AT if limit is None else limit
-    return next(iter(rows.order_by("-pk").values_list("pk", flat=True)[limit : limit + 1]), None)
+    return next(iter(rows.order_by(*order).values_list("pk", flat=True)[limit : limit + 1]), None)

@@ -20,6 +20,8 @@ from .places import DATABASE, database_of
 
 HOUR, DAY = 3600.0, 86_400.0  # seconds
 MOST_CHOICES = 200  # receivers of failed deliveries
+#: The columns by which deliveries are chosen that come from one event, and the indexes that lead there.
+FAMILY = {"parent_id": "dcs_delivery_parent", "root_id": "dcs_delivery_root"}
 
 Choices = Iterable[tuple[str, str]]
 
@@ -126,7 +128,39 @@ class AgeFilter(SimpleListFilter):
         return of_age(queryset, ages) if ages else queryset
 
 
-FILTERS = [DatabaseFilter, StateFilter, ReceiverFilter, SignalFilter, AgeFilter]
+def from_event(rows: Any, column: str, event_id: Any) -> Any:
+    """Return those that come from an event; to be ordered by that column first, as its index is.
+
+    A range of one value: told of an equal one PostgreSQL takes the order by ids for given, and may read all for it.
+    """
+    return rows.filter(**{f"{column}__gte": event_id, f"{column}__lte": event_id})
+
+
+class EventFilter(SimpleListFilter):
+    """Deliveries that come from one event; offered is the one that was asked for, by a link of a delivery's page."""
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> Choices:
+        """Offer it by the beginning of its id."""
+        return [(name, f"{name[:8]}\N{HORIZONTAL ELLIPSIS}") for name in [self.value()] if name]
+
+    def queryset(self, request: HttpRequest, queryset: Any) -> Any:
+        """Choose."""
+        return from_event(queryset, str(self.parameter_name), self.value()) if self.value() else queryset
+
+
+class CauseFilter(EventFilter):
+    """Deliveries that were sent by the receiver of one event."""
+
+    title, parameter_name = "cause", "parent_id"
+
+
+class RootFilter(EventFilter):
+    """Deliveries that began with one event."""
+
+    title, parameter_name = "root", "root_id"
+
+
+FILTERS = [DatabaseFilter, StateFilter, ReceiverFilter, SignalFilter, AgeFilter, CauseFilter, RootFilter]
 #: Parameters that the list's address may have; any other would ask for values that not everybody may see.
 ASKED = frozenset(str(one.parameter_name) for one in FILTERS)
 

@@ -18,10 +18,11 @@ from ..durable.clock import In
 from ..durable.deliveries import deliveries
 from ..durable.rows import State
 from ..durable.texts import LARGE
-from .acting import ActingAdmin, answering
+from .acting import answering
 from .bounds import BoundedPaginator, counted
 from .choices import ASKED, FILTERS
 from .facts import HIDDEN, NONE, age, badge, block, dotted, due, object_link, passed, pretty
+from .lineage import Lineage, LineageAdmin
 from .listing import DeliveryList
 from .places import database_of, place_of, read_place
 
@@ -30,11 +31,12 @@ SHOWN = ["state_shown", "summary", "receiver_shown", "age", "due", "attempts", "
 FACTS = ["place", "state_shown", "summary", "object_shown", "receiver", "signal", "event_id"]
 FAILURE = ["error_type", "fingerprint", "message_shown", "traceback_shown"]
 TURN = ["key_shown", "turn"]
+FAMILY = ["depth", "cause", "root", "caused"]
 COURSE = ["created", "due", "sent", "finished", "runs", "queue", "coalesces"]
 SENT = ["options_shown", "payload_shown"]
 
 
-class DeliveryAdmin(ActingAdmin):
+class DeliveryAdmin(LineageAdmin):
     """Deliveries, to be looked at; nobody adds or edits one."""
 
     list_display: Any = SHOWN
@@ -50,7 +52,7 @@ class DeliveryAdmin(ActingAdmin):
     search_fields: ClassVar[Any] = ["summary"]  # DeliveryList knows what is meant
     search_help_text = "An object (shop.Order 5), a delivery (default:5), an event’s id, a receiver, or a key."
     actions: Any = ["retry_selected", "discard_selected"]
-    readonly_fields: ClassVar[Any] = [*FACTS, *FAILURE, *TURN, *COURSE, *SENT]
+    readonly_fields: ClassVar[Any] = [*FACTS, *FAILURE, *TURN, *FAMILY, *COURSE, *SENT]
 
     class Media:
         """What the pages look like, beside the admin's own style."""
@@ -116,6 +118,7 @@ class DeliveryAdmin(ActingAdmin):
         row = deliveries(place[0]).filter(pk=place[1]).annotate(now=In(0)).first()
         if row is not None:
             row.is_hidden = not self.has_payload_permission(request)
+            row.lineage = Lineage(row)
             row.object_link = object_link(self.admin_site, request, row)
         return row
 
@@ -124,8 +127,9 @@ class DeliveryAdmin(ActingAdmin):
         heading = "Failure" if obj is not None and obj.state == State.FAILED else "Last failure"
         failure = [(heading, {"fields": FAILURE})] if obj is not None and obj.error_type else []
         turn = [("Turn", {"fields": TURN})] if obj is not None and obj.lane else []
+        family = [name for name in FAMILY if name != "root" or (obj is not None and obj.root_id)]
         course, sent = ("Course", {"fields": COURSE}), ("What was sent", {"fields": SENT})
-        return [(None, {"fields": FACTS}), *failure, *turn, course, sent]
+        return [(None, {"fields": FACTS}), *failure, *turn, ("Lineage", {"fields": family}), course, sent]
 
     @answering
     def change_view(self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None) -> Any:

@@ -15,8 +15,8 @@ from asgiref.sync import iscoroutinefunction
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from .texts import GIVEN, MOMENTS
-from .writing import New, insert
+from .texts import GIVEN, LINEAGE, MOMENTS
+from .writing import New, are_caused, insert
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -177,7 +177,8 @@ class Batch:
 
     def _fitting(self) -> int:
         """Return how many of the next ones fit into a statement: SQLite counts the values, MariaDB the bytes."""
-        most = min(SIZE, self.connection.ops.bulk_batch_size((*GIVEN, *MOMENTS), self._rows))
+        fields = (*GIVEN, *MOMENTS, *(LINEAGE if are_caused(self._rows) else ()))
+        most = min(SIZE, self.connection.ops.bulk_batch_size(fields, self._rows))
         weights = accumulate(map(_weight, self._rows[:most]))
         return max(1, sum(weight <= WEIGHT for weight in weights))
 

@@ -71,7 +71,7 @@ def row_of(app: Celery, task: Any, envelope: Envelope, options: dict[str, Any], 
             eager there are no turns: a delivery runs at once or within another, and nobody comes back to what waits.
     """
     event, lane = envelope.event, envelope.lane
-    identity: dict[str, Any] = identity_of(envelope)
+    identity = identity_of(envelope)
     takes_turns = lane is not None and not is_eager(app)
     published = sent and not takes_turns
     row = New(
@@ -94,13 +94,16 @@ def row_of(app: Celery, task: Any, envelope: Envelope, options: dict[str, Any], 
     return row
 
 
-def identity_of(envelope: Envelope) -> dict[str, str]:
-    """Return the columns by which people, and the broker, know what a delivery is about."""
+def identity_of(envelope: Envelope) -> dict[str, Any]:
+    """Return the columns by which people, and the broker, know what a delivery is about, and what caused it."""
     event = envelope.event
     return {
         "event_id": event.id,
         "signal": clean(event.signal_name)[:255],
         "summary": clean(envelope.summary)[:255],
+        "depth": event.depth,
+        "parent_id": event.parent_id,
+        "root_id": event.root_id if event.parent_id else None,
     }
 
 

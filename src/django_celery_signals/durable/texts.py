@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from django.apps import apps
@@ -20,6 +21,7 @@ GIVEN = (
     *("event_id", "receiver", "signal", "summary", "queue", "key", "lane", "folds", "state", "token"),
     *("sends", "options", "payload"),
 )
+LINEAGE = ("depth", "parent_id", "root_id")  # the same of what another event caused; of all else they have defaults
 COUNTS = ("attempts", "crashes", "reruns")  # which begin with nothing
 MOMENTS = ("due_at", "sent_at", "created_at")
 #: Columns that a relay must know.
@@ -48,6 +50,7 @@ class Texts:
     """The statements for one database; the names of moments are for who executes them to fill in."""
 
     returns: bool  # whether what is inserted or opened is returned, so that it need not be asked for
+    values: Callable[[Any], tuple[Any, ...]]  # what a new row has for the columns that it is inserted with
     insert: str
     row: str  # what follows for each row that is inserted
     key: str  # what follows for a single one, to learn its key
@@ -67,21 +70,21 @@ class Texts:
     free: str  # a condition: no other of a lane has the slot, or waits before this one
 
 
-def texts_for(using: str) -> Texts:
-    """Return what is executed in a database."""
+def texts_for(using: str, *, caused: bool = False) -> Texts:
+    """Return what is executed in a database; to insert what other events caused, too, with its lineage."""
     connection = connections[using]
     # MySQL returns nothing, MariaDB nothing from an update, and SQLite does from 3.35 on.
     returns = connection.vendor != "mysql" and bool(connection.features.can_return_columns_from_insert)
-    kind = connection.vendor, returns
+    kind = connection.vendor, returns, caused
     if kind not in _known:
-        _known[kind] = _texts(connection, returns)
+        _known[kind] = _texts(connection, returns, (*GIVEN, *LINEAGE) if caused else GIVEN)
     return _known[kind]
 
 
-_known: dict[tuple[str, bool], Texts] = {}
+_known: dict[tuple[str, bool, bool], Texts] = {}
 
 
-def _texts(connection: BaseDatabaseWrapper, returns: bool) -> Texts:
+def _texts(connection: BaseDatabaseWrapper, returns: bool, given: Sequence[str] = GIVEN) -> Texts:
     meta = apps.get_model("django_celery_signals", "Delivery")._meta
     quote: Any = connection.ops.quote_name
     table, columns = quote(meta.db_table), [str(field.column) for field in meta.concrete_fields]
@@ -95,14 +98,14 @@ def _texts(connection: BaseDatabaseWrapper, returns: bool) -> Texts:
         "others": f"{table} AS other {force(connection, LANES)}",
         "bytes": byte_length(connection),
         "bare": ", ".join(f"NULL AS {quote(name)}" if name in LARGE else quote(name) for name in columns),
-        "given": ", ".join(map(quote, (*GIVEN, *COUNTS, *MOMENTS))),
-        "values": ", ".join([*["%s"] * len(GIVEN), *["0"] * len(COUNTS)]),
+        "given": ", ".join(map(quote, (*given, *COUNTS, *MOMENTS))),
+        "values": ", ".join([*["%s"] * len(given), *["0"] * len(COUNTS)]),
         "id": "RETURNING id" if returns else "",  # else the cursor knows it
         **{later: f"{{{later}}}" for later in ("now", "due", "among", *MOMENTS)},
-        "selected": ", ".join(f"v.{quote(name)}{'::jsonb' if name == 'options' else ''}" for name in GIVEN),
+        "selected": ", ".join(f"v.{quote(name)}{'::jsonb' if name == 'options' else ''}" for name in given),
         "zeros": ", ".join(["0"] * len(COUNTS)),
-        "lists": ", ".join(f"%s::{_LISTS.get(name, 'text')}[]" for name in (*GIVEN, "due_in")),
-        "names": ", ".join(map(quote, (*GIVEN, "due_in"))),
+        "lists": ", ".join(f"%s::{_LISTS.get(name, 'text')}[]" for name in (*given, "due_in")),
+        "names": ", ".join(map(quote, (*given, "due_in"))),
         "published": ", ".join(f"{table}.{quote(name)}" for name in PUBLISHED),
         "returning": _returning(connection, whole) if returns else "",
     }
@@ -112,7 +115,8 @@ def _texts(connection: BaseDatabaseWrapper, returns: bool) -> Texts:
     names["returning_followed"] = f"{names['returning']}, {names['followed']}" if returns else ""
     absent = () if connection.vendor == "postgresql" else ("claim", "mark", "many")
     texts = {name: "" if name in absent else text.format(**names) for name, text in _TEXTS.items()}
-    return Texts(returns=returns, **texts)
+    values = attrgetter(*("json" if name == "options" else name for name in given))
+    return Texts(returns=returns, values=values, **texts)
 
 
 def _returning(connection: BaseDatabaseWrapper, whole: str) -> str:
@@ -121,7 +125,14 @@ def _returning(connection: BaseDatabaseWrapper, whole: str) -> str:
 
 
 # What PostgreSQL takes a list of values for that is none of text.
-_LISTS = {"folds": "boolean", "state": "smallint", "token": "bigint", "sends": "integer", "due_in": "float8"}
+_LISTS = {
+    "folds": "boolean",
+    "state": "smallint",
+    "token": "bigint",
+    "sends": "integer",
+    "depth": "smallint",
+    "due_in": "float8",
+}
 
 # Of the ways to ask, the one over which PostgreSQL thinks least: it reads the few that there are beforehand.
 _NOT_PAUSED = "receiver NOT IN (SELECT pause.receiver FROM {} AS pause)"

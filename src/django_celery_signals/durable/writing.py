@@ -18,7 +18,7 @@ from django.db import Error, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .clock import bounded, from_now
-from .texts import GIVEN, Texts, texts_for
+from .texts import Texts, texts_for
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,6 +41,9 @@ class New:
     folds: bool = False
     pk: int | None = None  # once it is written alone
     attempts: int = 0
+    depth: int = 0
+    parent_id: str | None = None
+    root_id: str | None = None
 
     @property
     def json(self) -> str:
@@ -48,7 +51,12 @@ class New:
         return json.dumps(self.options) if self.options else "{}"
 
 
-_values = attrgetter(*("json" if name == "options" else name for name in GIVEN))
+_parent = attrgetter("parent_id")
+
+
+def are_caused(rows: Sequence[New]) -> bool:
+    """Tell whether other events have caused some, so that there is a lineage to be written."""
+    return any(map(_parent, rows))
 
 
 def insert(rows: Sequence[New], using: str) -> None:
@@ -57,7 +65,7 @@ def insert(rows: Sequence[New], using: str) -> None:
     Raises:
         django.db.Error: when the database does not take them; the transaction is lost then in any case.
     """
-    connection, texts = connections[using], texts_for(using)
+    connection, texts = connections[using], texts_for(using, caused=are_caused(rows))
     alone = len(rows) == 1
     sql, values = _in_lists(rows, connection, texts) if texts.many and not alone else _in_rows(rows, connection, texts)
     try:
@@ -76,7 +84,7 @@ def insert(rows: Sequence[New], using: str) -> None:
 
 
 def _in_rows(rows: Sequence[New], connection: BaseDatabaseWrapper, texts: Texts) -> tuple[str, list[Any]]:
-    placed = [_placed(row, connection, texts.row) for row in rows]
+    placed = [_placed(row, connection, texts) for row in rows]
     sql = f"{texts.insert} {', '.join([text for text, _ in placed])} {texts.key if len(rows) == 1 else ''}"
     return sql, [value for _, values in placed for value in values]
 
@@ -85,7 +93,7 @@ def _in_lists(rows: Sequence[New], connection: BaseDatabaseWrapper, texts: Texts
     """Say it by a list for each column, which PostgreSQL reads several times as fast as a row for each delivery."""
     now, _ = from_now(connection, 0)
     due = [None if row.due_in is None else bounded(row.due_in) for row in rows]
-    columns = (*zip(*map(_values, rows), strict=True), due)
+    columns = (*zip(*map(texts.values, rows), strict=True), due)
     return _filled(texts.many, now=now), ["{" + _elements(column) + "}" for column in columns]
 
 
@@ -110,13 +118,13 @@ def _quoted(text: str) -> str:
     return f'"{escaped}"'
 
 
-def _placed(row: New, connection: BaseDatabaseWrapper, text: str) -> tuple[str, tuple[Any, ...]]:
+def _placed(row: New, connection: BaseDatabaseWrapper, texts: Texts) -> tuple[str, tuple[Any, ...]]:
     """Return what a statement says of a row, and its values."""
     created, now = from_now(connection, 0)
     due, moment = ("NULL", ()) if row.due_in is None else from_now(connection, row.due_in)
     sent, moments = (created, now) if row.sends else ("NULL", ())
-    filled = _filled(text, due_at=due, sent_at=sent, created_at=created)
-    return filled, (*_values(row), *moment, *moments, *now)
+    filled = _filled(texts.row, due_at=due, sent_at=sent, created_at=created)
+    return filled, (*texts.values(row), *moment, *moments, *now)
 
 
 @lru_cache

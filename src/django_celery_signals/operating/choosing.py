@@ -14,7 +14,7 @@ from ..durable.deliveries import DeliveryQuerySet, deliveries
 from ..durable.relay import keeping
 from .words import Options
 
-FILTERS = ("id", "receiver", "signal", "error")
+FILTERS = ("id", "receiver", "signal", "error", "parent", "root")
 
 
 def add_database(parser: ArgumentParser) -> None:
@@ -28,6 +28,8 @@ def add_filters(parser: ArgumentParser) -> None:
     parser.add_argument("--receiver", help="name of the task")
     parser.add_argument("--signal", help="name of the signal: post_save, or with its module, shop.signals:paid")
     parser.add_argument("--error", help="type of the error, or another part of its fingerprint")
+    parser.add_argument("--parent", help="id of the event whose receiver sent them")
+    parser.add_argument("--root", help="id of the event that began what led to them")
     add_database(parser)
 
 
@@ -77,7 +79,7 @@ def chosen(options: Options, *, careful: bool = False) -> Iterator[DeliveryQuery
         CommandError: saying what to give instead.
     """
     if careful and not (options["all"] or narrows(options)):
-        raise CommandError("Choose deliveries by --id, --receiver, --signal or --error, or give --all.")
+        raise CommandError(f"Choose deliveries by {', '.join(f'--{name}' for name in FILTERS)}, or give --all.")
     for alias in aliases(options):
         rows = deliveries(alias).failed()
         if options["id"] is not None:
@@ -101,6 +103,10 @@ def _about(options: Options) -> Q:
     about, name = Q(), options["signal"]
     if options["receiver"]:
         about &= Q(receiver=options["receiver"])
+    if options["parent"]:
+        about &= Q(parent_id=options["parent"])
+    if options["root"]:
+        about &= Q(root_id=options["root"])
     if options["error"]:
         about &= Q(fingerprint__contains=options["error"])
     if name:

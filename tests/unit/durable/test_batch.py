@@ -18,7 +18,8 @@ from django_celery_signals import Relay, batched
 from django_celery_signals.durable import batch as module
 from django_celery_signals.durable.clock import In
 from django_celery_signals.durable.deliveries import State, deliveries
-from django_celery_signals.durable.texts import GIVEN, MOMENTS
+from django_celery_signals.durable.texts import GIVEN, LINEAGE, MOMENTS
+from django_celery_signals.event import new_event, running
 from django_celery_signals.wire import ARGUMENT, parse
 from tests.drain import take
 from tests.elsewhere import elsewhere, execute
@@ -131,6 +132,22 @@ def test_of_many_statements(alias: str, ring: Any) -> None:
     fields = len((*GIVEN, *MOMENTS))
     size = connections[alias].features.max_query_params // fields if alias == "default" else module.SIZE
     assert math.ceil(module.SIZE / size) + math.ceil(20 / size) == inserts(queries)
+
+
+@each_kind
+def test_what_caused_them(alias: str, ring: Any) -> None:
+    """Each of a batch says what caused it, also beside what nothing did; the statements are as large as they may be."""
+    cause = new_event("tests.nobody", "", "rang", alias)
+    with CaptureQueriesContext(connections[alias]) as queries, batched(alias):
+        ring(alias, 0)
+        with running(cause):
+            ring(alias, *range(1, module.SIZE))
+
+    found = list(deliveries(alias).order_by("pk").values_list("depth", "parent_id", "root_id"))
+    assert found == [(0, None, None)] + [(1, cause.id, cause.id)] * (module.SIZE - 1)
+    fields = len((*GIVEN, *LINEAGE, *MOMENTS))
+    size = connections[alias].features.max_query_params // fields if alias == "default" else module.SIZE
+    assert math.ceil(module.SIZE / size) == inserts(queries)
 
 
 @each_kind

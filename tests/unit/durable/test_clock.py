@@ -180,6 +180,8 @@ CONDITIONS = {
     "dcs_delivery_sent": "state = 2",
     "dcs_delivery_lane": "lane is not null",
     "dcs_delivery_kept": "state = 4 or state = 6",
+    "dcs_delivery_parent": "parent_id is not null",
+    "dcs_delivery_root": "root_id is not null",
 }
 DEFINITIONS = {
     "sqlite": f"SELECT name, sql FROM sqlite_master WHERE tbl_name = '{TABLE}' AND name LIKE 'dcs%%'",

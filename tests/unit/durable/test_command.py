@@ -512,6 +512,9 @@ FILTERS = [
     (["--error=Boom"], ["note", "prepaid", "other"]),
     (["--error=shop.views"], ["note", "greet", "prepaid", "other"]),
     (["--error=TimeoutError", "--signal=paid"], ["greet"]),
+    (["--parent=p"], ["note", "other"]),
+    (["--root=r"], ["prepaid"]),
+    (["--root=r", "--parent=p"], []),
     (["--database=other"], ["other"]),
     (["--database=other", "--receiver=shop.greet"], []),
 ]
@@ -521,16 +524,16 @@ FILTERS = [
 def some() -> dict[str, str]:
     """Some failed deliveries, by the names that list-failed gives them."""
     return {
-        f"default:{failed()}": "note",
+        f"default:{failed(parent_id='p')}": "note",
         f"default:{failed(receiver='shop.greet', fingerprint='TimeoutError in shop.views.greet')}": "greet",
-        f"default:{failed(receiver='shop.prepaid', signal='shop.signals:prepaid')}": "prepaid",
-        f"other:{failed('other')}": "other",
+        f"default:{failed(receiver='shop.prepaid', signal='shop.signals:prepaid', root_id='r')}": "prepaid",
+        f"other:{failed('other', parent_id='p')}": "other",
     }
 
 
 @pytest.mark.parametrize(("words", "expected"), FILTERS, ids=lambda value: " ".join(value))
 def test_filters(some: dict[str, str], words: list[str], expected: list[str]) -> None:
-    """Receiver, signal, error and database narrow what is chosen, one by one or together."""
+    """Receiver, signal, error, what caused them and database narrow what is chosen, one by one or together."""
     listed = [line.split()[0] for line in say("list-failed", *words).splitlines() if ":" in line]
 
     assert expected == [name for number, name in some.items() if number in listed]
@@ -639,7 +642,7 @@ def test_all_must_be_meant(word: str, words: list[str]) -> None:
     """Without a filter, --all is asked for, so that nobody changes everything by accident."""
     failed()
 
-    with pytest.raises(CommandError, match="Choose deliveries by --id, --receiver, --signal or --error, or give --all"):
+    with pytest.raises(CommandError, match="by --id, --receiver, --signal, --error, --parent, --root, or give --all"):
         say(word, *words)
     assert {"failed": 1} == states("default")
 

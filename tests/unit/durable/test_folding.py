@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -24,6 +25,7 @@ from django_celery_signals.durable.folding import fold
 from django_celery_signals.durable.hold import Held, opened
 from django_celery_signals.durable.reference import Reference
 from django_celery_signals.envelope import Envelope, Reader, Sending, write
+from django_celery_signals.event import running
 from django_celery_signals.exceptions import DecodeError
 from django_celery_signals.names import find_signal
 from django_celery_signals.wire import dump, parse
@@ -345,6 +347,26 @@ def test_fold_in(alias: str, celery_app: Celery, receive: Any) -> None:
     assert columns == (held.known.event_id, held.known.signal, held.known.summary, held.known.options)
     assert (State.RUNNING, held.lease.token, first.lane) == (row.state, row.token, row.slot)
     assert other.payload == deliveries(alias).get(pk=other.pk).payload
+
+
+@each_kind
+@pytest.mark.parametrize("newest", ["caused", "first"])
+def test_lineage(alias: str, newest: str, celery_app: Celery, receive: Any) -> None:
+    """A run that stands for several sendings has the lineage of the newest, in its columns as in its payload."""
+    receive(key=lambda number: 0)
+    cause = sent(number=0).event
+    for one in (newest == "first", newest == "caused"):
+        with running(cause) if one else nullcontext():
+            send(alias, number=1)
+    assert [(0, None), (1, cause.id)] == sorted(deliveries(alias).values_list("depth", "parent_id"))
+
+    event = open_first(alias, celery_app).envelope().event
+
+    (row,) = deliveries(alias).all()
+    assert event.id == row.event_id
+    caused = (1, cause.id, cause.id) if newest == "caused" else (0, None, None)
+    assert caused == (row.depth, row.parent_id, row.root_id)
+    assert caused[:2] == (event.depth, event.parent_id)
 
 
 @each_kind

@@ -45,6 +45,8 @@ from django_celery_signals.signals import event_lost, event_sent
 from django_celery_signals.wire import ARGUMENT, parse
 from tests.delivering import place_sent
 from tests.drain import Published, run, take
+from tests.holding import bell as other_bell
+from tests.holding import send, work
 from tests.parameters import each_database
 from tests.project.celery import disconnect as forget_connections
 from tests.receiving import Receiving, hearing
@@ -101,6 +103,29 @@ def test_the_row_and_its_message(alias: str, celery_app: Celery, receiving: Rece
     assert (State.SENT, None, 1, {}) == (row.state, row.due_at, row.sends, row.options)
     assert (celery_app.conf.task_default_queue, None, None) == (row.queue, row.key, row.slot)
     assert deliveries(alias).filter(sent_at__lte=In(0), sent_at__gt=In(-20), created_at__gt=In(-20)).exists()
+
+
+@each_database
+def test_what_caused_it(alias: str, celery_app: Celery, receiving: Receiving) -> None:
+    """A row says how many receivers led to it, which event the last one ran for, and which one began."""
+
+    def tell(number: int, **kwargs: Any) -> None:
+        if number < 3:
+            other_bell.send(sender=None, using=alias, number=number + 1)
+
+    receiving(other_bell, tell, guarantee="durable")
+    found = []
+    send(alias, number=1)
+    while (row := deliveries(alias).first()) is not None:
+        found.append(row)
+        work(celery_app, alias, pk=row.pk)
+
+    first, second, third = found
+    assert (0, None, None) == (first.depth, first.parent_id, first.root_id)
+    assert (1, first.event_id, first.event_id) == (second.depth, second.parent_id, second.root_id)
+    assert (2, second.event_id, first.event_id) == (third.depth, third.parent_id, third.root_id)
+    event = parse(third.payload).event
+    assert (third.depth, third.parent_id, third.root_id) == (event.depth, event.parent_id, event.root_id)
 
 
 @each_database

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from django.db import Error
+from django.db import Error, connections
+from django.test.utils import CaptureQueriesContext
 
 from django_celery_signals.durable.clock import In
 from django_celery_signals.durable.deliveries import deliveries
@@ -46,6 +47,7 @@ KINDS = {
     "all": FULL,
     "bare": BARE,
     "due": {**FULL, "sends": 0, "due_in": 5},
+    "caused": {**FULL, "depth": 3, "parent_id": "%s", "root_id": "r" * 36},
 }
 
 
@@ -91,6 +93,20 @@ def test_many_that_differ(alias: str) -> None:
 
 
 @each_database("default", "postgres", "mariadb", transaction=False)
+def test_lineage(alias: str) -> None:
+    """What no event has caused is written without the columns for it, and keeps their defaults beside what one has."""
+    caused = {"depth": 2, "parent_id": "p", "root_id": "r"}
+    with CaptureQueriesContext(connections[alias]) as queries:
+        insert([New(**BARE)], alias)
+        insert([New(**BARE), New(**BARE)], alias)
+        insert([New(**BARE), New(**BARE, **caused)], alias)
+
+    assert ["parent_id" in query["sql"] for query in queries] == [False, False, True]
+    rows = list(deliveries(alias).order_by("pk").values_list("depth", "parent_id", "root_id"))
+    assert rows == [(0, None, None)] * 4 + [(2, "p", "r")]
+
+
+@each_database("default", "postgres", "mariadb", transaction=False)
 def test_seconds_of_both_kinds(alias: str) -> None:
     """A receiver's debounce may be a whole number, another's none, and a third's longer than a database knows."""
     insert([New(**{**FULL, "due_in": seconds}) for seconds in (5, 0.0, None, 1e12)], alias)
@@ -103,8 +119,9 @@ def test_seconds_of_both_kinds(alias: str) -> None:
 
 
 def test_nothing_is_left_out() -> None:
-    """Every column that may not be null is given a value."""
-    required = {field.column for field in Delivery._meta.concrete_fields if not field.null and not field.primary_key}
+    """Every column that may not be null is given a value, by the statement or by the table."""
+    columns = [field for field in Delivery._meta.concrete_fields if not field.null and not field.primary_key]
+    required = {field.column for field in columns if not field.has_db_default()}
 
     assert required <= {*GIVEN, *COUNTS, *MOMENTS}
 
