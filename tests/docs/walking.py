@@ -17,7 +17,7 @@ from tests.waiting import wait_until
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 CAPTION = re.compile(r"^\*\*`([\w/.]+)`\*\*(, at its end)?:$")
 ANYTHING = "..."  # any number of lines
-PATIENCE = 45  # seconds for what the page says to wait for
+PATIENCE = 60  # seconds for what the page says to wait for
 
 # What is another each time, and in each place.
 VARYING = [
@@ -26,6 +26,7 @@ VARYING = [
     (r"\d+\.\d+", "<number>"),
     (r"\b\d+ (m?s)\b", r"<number> \1"),
     (r"celery@\S+", "celery@<host>"),
+    (r"'/\S*/tutorial/", "'<folder>/"),
     (r"\s+", " "),
 ]
 
