@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,30 +138,29 @@ class Reader:
         is_interrupted, is_killed = "^C" in said, "Killed" in said
         if is_interrupted:
             os.killpg(self.second.pid, signal.SIGINT)  # as a terminal does
-        self.wait_for([plain(line) for line in said if line not in (ANYTHING, "^C", "Killed")])
+        for line in said:
+            if line not in (ANYTHING, "^C", "Killed"):
+                self.wait_for(plain(line))
         if is_interrupted or is_killed:  # "Killed" is said by the reader's shell, of which there is none here
             code = self.second.wait(timeout=PATIENCE)  # of Celery's own end it may be 1
             assert is_killed == (code == -signal.SIGKILL)
             self.second = None
 
-    def wait_for(self, shown: Sequence[str]) -> None:
-        """Wait until the second terminal has said some lines, behind those of the block before.
-
-        In whichever order: that of two messages of one millisecond is left to chance by this broker.
-        """
+    def wait_for(self, line: str) -> None:
+        """Wait until the second terminal says a line, behind those that have been read."""
         process = self.second
         assert process is not None
 
-        def missing() -> list[str]:
-            return list((Counter(shown) - Counter(lines_of(process.log)[self.seen :])).elements())
-
         def said() -> bool:
-            return not missing() or not process.is_running()
+            is_running = process.is_running()  # asked first: what has ended says no more afterwards
+            lines = lines_of(process.log)
+            if line not in lines[self.seen :]:
+                assert is_running, f"It ended before it said {line!r}."
+                return False
+            self.seen = lines.index(line, self.seen) + 1
+            return True
 
-        wait_until(said, timeout=PATIENCE, what=f"{shown} in the second terminal")
-        assert [] == missing()
-        lines = lines_of(process.log)
-        self.seen = max([self.seen, *(lines.index(line, self.seen) + 1 for line in shown)])
+        wait_until(said, timeout=PATIENCE, what=f"{line!r} in the second terminal")
 
     def start(self, command: str, terminal: str) -> Process:
         """Start a command of the page in a shell, in a process group of its own."""
