@@ -57,7 +57,7 @@ DATABASES = {"default": parse(os.environ.get("DATABASE_URL", f"sqlite://{HOME / 
 
 DJANGO_CELERY_SIGNALS = {
     "STRICT": True,  # an argument that cannot travel is an error here, not a stand-in
-    # Seconds after which a receiver whose worker is dead begins again. The default of 60 suits a site, where a process
+    # Seconds after which a receiver whose worker is dead begins again. The default of 25 suits a site, where a process
     # that is stopped for a while must not count as dead; the demonstration kills one, and its reader waits.
     "LEASE": 10,
 }

@@ -140,8 +140,8 @@ def assert_sent(
         yield sent
     found = _chosen(sent, receiver, signal, arguments)
     if len(found) != times if times is not None else not found:
-        often = f"{len(found)} times, not {times}" if times is not None else "not"
-        raise AssertionError(f"{_wanted(receiver, signal, arguments)} was sent {often}. Sent was:{sent}")
+        how = f"was sent {len(found)} times, not {times}" if times is not None else "was not sent"
+        raise AssertionError(f"{_wanted(receiver, signal, arguments)} {how}. Sent was:{sent}")
 
 
 @contextmanager

@@ -120,7 +120,7 @@ def test_assert_sent(alias: str, receiving: Receiving) -> None:
 
     with assert_sent(task), assert_sent(task.name, post_save, times=1, created=True), assert_not_sent(other):
         Customer.objects.using(alias).create(name="Ada")
-    wanted = rf"something -> {task.name} with created=False was sent not. Sent was:\n  post_save"
+    wanted = rf"something -> {task.name} with created=False was not sent. Sent was:\n  post_save"
     with pytest.raises(AssertionError, match=wanted), assert_sent(task, created=False):
         Customer.objects.using(alias).create(name="Ada")
     wanted = rf"post_save -> {task.name} was sent 1 times, not 2. Sent was:\n  post_save"
