@@ -110,9 +110,9 @@ def delete_on_publish() -> None:
     from django_celery_signals.exceptions import PublishError
     from django_celery_signals.handover import publish
 
-    def durable(app: Any, envelope: Any, options: dict[str, Any]) -> None:
+    def durable(app: Any, task: Any, envelope: Any, options: dict[str, Any], _: Any) -> None:
         """Write a row, and delete it when the message is published."""
-        row, using = dispatch.row_of(app, envelope, options, sent=True), envelope.event.using
+        row, using = dispatch.row_of(app, task, envelope, options, sent=True), envelope.event.using
         insert([row], using)
         message = dispatch._message(app, envelope, options)
 
@@ -126,7 +126,7 @@ def delete_on_publish() -> None:
 
         transaction.on_commit(hand_over, using=using, robust=True)
 
-    dispatch.GUARANTEES["durable"] = durable
+    dispatch.durable = durable
 
 
 CONTROLS: dict[str, Callable[[], None]] = {

@@ -71,8 +71,8 @@ class muted:
 
 def is_muted(receiver: str) -> bool:
     """Tell whether nothing is to be sent to a receiver."""
-    muted = _muted.get()
-    return bool(muted) and any(names is None or receiver in names for names in muted)
+    around = _muted.get()
+    return bool(around) and any(names is None or receiver in names for names in around)
 
 
 def name_of(receiver: Any) -> str:

@@ -178,7 +178,7 @@ def _send(app: Celery, target: Target, task: Any, options: SendingOptions, sendi
         check_turns(options, True, sending.signal, guarantee, f"receiver {target.name}")
         lane = lane_of(options, sending, target.name, getattr(task, "former_names", ()))
     using = alias_of(sending)
-    connection = connections[using]  # which takes a while to be found
+    connection = connections[using] if guarantee == "durable" else None  # found once, for that takes a while
     envelope = write(
         sending,
         target.name,
@@ -188,7 +188,7 @@ def _send(app: Celery, target: Target, task: Any, options: SendingOptions, sendi
         users_too=options.instance == "snapshot",
         lane=lane,
     )
-    if guarantee == "durable":
+    if connection is not None:
         mind_the_gap(target.name, sending.signal, sending.sender, connection)
     dispatch(app, task, envelope, guarantee, _of_apply_async(options), connection)
 

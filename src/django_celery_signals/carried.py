@@ -11,6 +11,7 @@ from celery.exceptions import Ignore, Reject, Retry
 from .envelope import Envelope
 from .event import Event
 from .exceptions import DecodeError, ReceiverFailed, RetryAfter
+from .policy import LONGEST_WAIT, pause
 from .signals import receiver_discarded, receiver_failed, receiver_succeeded, tell
 from .wire import unseal
 
@@ -78,6 +79,10 @@ class Carried:
         if isinstance(error, Retry):
             return failed(self.task, event, error, will_retry=True)
         return error if isinstance(error, (Ignore, Reject)) else failed(self.task, event, error)
+
+    def rerun(self, event: Event | None, error: Exception) -> Exception:
+        """Let it run again after a pause that grows: the receiver is not to blame."""
+        return self.again(event, error, pause(self.task.request.retries, LONGEST_WAIT), self.OUTAGES)
 
     def again(self, event: Event | None, error: Exception, seconds: float, tries: int | None = None) -> Exception:
         """Send the message once more, for later.

@@ -14,7 +14,7 @@ from django.dispatch import Signal
 
 from . import names, receivers
 from .bridge import Spelling, Target, guarantee_of, target_of
-from .options import SendingOptions, merged
+from .options import NOTHING, SendingOptions, merged
 from .senders import label_of
 from .task import ReceiverTask
 
@@ -103,7 +103,7 @@ def _of(signal: Signal, senders: dict[int, Any]) -> Iterator[Connected]:
             own_id: Any = id(held.__self__), id(held.__func__)  # how Django tells it apart without a dispatch_uid
             target, own = held.__self__, held.own
         elif isinstance(held, ReceiverTask):  # as signal.connect(task) leaves it
-            own_id, target, own = id(held), target_of(str(held.name)), SendingOptions()
+            own_id, target, own = id(held), target_of(str(held.name)), NOTHING
         else:
             continue
         yield _connected(signal, target, own, (None if uid == own_id else uid, sender_id), senders)

@@ -153,9 +153,9 @@ def is_required(context: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def restored_again(context: Mapping[str, Any]) -> Iterator[None]:
-    """Do so for what follows the run, its commit's hooks and what is told of it; what cannot be restored is logged.
+    """Restore it for what follows a run, its commit's hooks and what is told of it; what cannot be is logged.
 
-    It runs in a copy of the run's own context, whose variables are there.
+    That runs in a copy of the run's own context, which has what context variables hold.
     """
     beside = {name: value for name, value in context.items() if not (name in _carriers and _carriers[name].varies)}
     if not beside:
@@ -193,8 +193,17 @@ def restored(context: Mapping[str, Any]) -> Iterator[None]:
                 )
         yield
     finally:
-        for block in reversed(blocks):
-            block.end()
+        _end(blocks)
+
+
+def _end(blocks: list[_Restored]) -> None:
+    """Leave all of them, the last first, also when one is interrupted from outside."""
+    try:
+        if blocks:
+            blocks.pop().end()
+    finally:
+        if blocks:
+            _end(blocks)
 
 
 class _Restored:

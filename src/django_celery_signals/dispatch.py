@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from celery import Celery
-from django.db import transaction
+from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .broker import is_eager
@@ -32,7 +32,7 @@ def dispatch(
     envelope: Envelope,
     guarantee: str,
     options: dict[str, Any],
-    connection: BaseDatabaseWrapper,
+    connection: BaseDatabaseWrapper | None = None,
 ) -> None:
     """Send an envelope under a guarantee.
 
@@ -40,18 +40,22 @@ def dispatch(
         app: the Celery app that has the receiver.
         task: the receiver; None when the app does not have it.
         envelope: what to send, as it was at the sending.
-        guarantee: a key of :data:`GUARANTEES`.
+        guarantee: ``"durable"`` or a key of :data:`OTHERS`.
         options: of ``apply_async``: queue, priority, countdown, expires.
-        connection: to the database whose transaction the sending belongs to.
+        connection: of a durable one, to the database whose transaction the sending belongs to.
 
     Raises:
+        SettingsError: under ``"durable"``, where there is no table for it.
         PublishError: under ``"immediate"``, when the broker does not take the message.
         django.db.Error: under ``"durable"``, when the database does not take the row.
     """
     options = {**_lineage(app, task), **_absolute(app, options)}
     for watch in tuple(watchers):
         watch(app, envelope, guarantee, options)
-    GUARANTEES[guarantee](app, task, envelope, options, connection)
+    if connection is not None:
+        durable(app, task, envelope, options, connection)
+    else:
+        OTHERS[guarantee](app, envelope, options)
 
 
 def durable(
@@ -80,13 +84,12 @@ def durable(
         publish_or_leave(message, patience)
 
 
-def on_commit(
-    app: Celery, task: Any, envelope: Envelope, options: dict[str, Any], connection: BaseDatabaseWrapper
-) -> None:
+def on_commit(app: Celery, envelope: Envelope, options: dict[str, Any]) -> None:
     """Publish after the outermost commit of the sending's database; nothing on rollback, never an error."""
     if _refuses(envelope):
         return
     using, message = envelope.event.using, _message(app, envelope, options)
+    connection = connections[using]
     if connection.in_atomic_block:
         patience = patience_of(connection, publish_or_lose) or Patience()
         _after_commit(app, Hook(message, patience, publish_or_lose), using)
@@ -100,7 +103,7 @@ def on_commit(
     publish_or_lose(message)
 
 
-def immediate(app: Celery, task: Any, envelope: Envelope, options: dict[str, Any], _: BaseDatabaseWrapper) -> None:
+def immediate(app: Celery, envelope: Envelope, options: dict[str, Any]) -> None:
     """Publish now, inside whatever transaction there is: it may be a ghost, and it raises when the broker is away."""
     if _refuses(envelope):
         return
@@ -113,14 +116,14 @@ def immediate(app: Celery, task: Any, envelope: Envelope, options: dict[str, Any
         raise
 
 
-def audit(app: Celery, task: Any, envelope: Envelope, options: dict[str, Any], _: BaseDatabaseWrapper) -> None:
+def audit(app: Celery, envelope: Envelope, options: dict[str, Any]) -> None:
     """Publish now, for it must survive a rollback, but never raise into what is failing already."""
     if not _refuses(envelope):
         publish_or_lose(_message(app, envelope, options))
 
 
-GUARANTEES: dict[str, Callable[[Celery, Any, Envelope, dict[str, Any], BaseDatabaseWrapper], None]] = {
-    "durable": durable,
+#: The guarantees under which nothing but the broker holds an event.
+OTHERS: dict[str, Callable[[Celery, Envelope, dict[str, Any]], None]] = {
     "on_commit": on_commit,
     "immediate": immediate,
     AUDIT: audit,

@@ -55,7 +55,7 @@ class Envelope:
     lane: Lane | None = None  # where it waits for its turn; kept beside it, in the delivery
 
 
-@dataclass(slots=True)
+@dataclass(slots=True)  # nor is this one
 class Sending:
     """What a signal said, as Django hands it to a receiver."""
 

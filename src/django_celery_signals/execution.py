@@ -138,10 +138,7 @@ def surrounded(task: Any, envelope: Envelope, hold: Hold | Later) -> Iterator[No
     try:
         block.__enter__()
     except ContextLost as error:
-        if error.may_pass:
-            outcome = hold.again(envelope.event, error, _wait(task), hold.OUTAGES)
-        else:
-            outcome = hold.fail(envelope.event, error)
+        outcome = hold.rerun(envelope.event, error) if error.may_pass else hold.fail(envelope.event, error)
     if outcome is not None:
         raise outcome
     try:
@@ -170,7 +167,7 @@ def arguments(
         outcome = hold.fail(envelope.event, error)
     except (OperationalError, InterfaceError) as error:
         # "The row is gone" and "the database is down" are different things: the second is tried again.
-        outcome = hold.again(envelope.event, error, _wait(task), hold.OUTAGES)
+        outcome = hold.rerun(envelope.event, error)
     except Exception as error:
         outcome = hold.raised(envelope.event, error)
     raise outcome
@@ -268,17 +265,13 @@ def _outcome(task: Any, event: Event, error: Exception, hold: Hold | Later) -> E
         failed = ReceiverFailed(f"{task.name} failed for good: {error}").with_traceback(error.__traceback__)
         return hold.fail(event, failed)
     if isinstance(error, _ConnectionLost):
-        return hold.again(event, error.error, _wait(task), hold.OUTAGES)
+        return hold.rerun(event, error.error)
     return hold.raised(event, error)
 
 
 def _missing(task: Any, event: Event, error: InstanceMissing, hold: Hold | Later) -> Exception:
     if task.on_missing == "retry":
-        return hold.again(event, error, _wait(task))
+        return hold.again(event, error, policy.pause(task.request.retries, policy.LONGEST_WAIT))
     if task.on_missing == "discard":
         return hold.discard(event, str(error))
     return hold.fail(event, error)
-
-
-def _wait(task: Any) -> float:
-    return policy.pause(task.request.retries, policy.LONGEST_WAIT)

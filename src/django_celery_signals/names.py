@@ -22,7 +22,8 @@ MOST_NAMES = 5  # of one signal, in an envelope
 _given: dict[str, Signal] = {}  # name -> signal, as told by ``signal_name=`` or by a connection
 _chosen: WeakKeyDictionary[Signal, str] = WeakKeyDictionary()  # the same, the other way round
 _places_of_signals: WeakKeyDictionary[Signal, set[str]] = WeakKeyDictionary()
-_in_order: WeakKeyDictionary[Signal, tuple[str | None, list[str]]] = WeakKeyDictionary()  # all, the best first
+# The chosen name of a signal, and its places, the best first.
+_in_order: WeakKeyDictionary[Signal, tuple[str | None, list[str]]] = WeakKeyDictionary()
 _scanned: dict[str, Any] = {}  # modules looked through, by name
 _scanned_until: tuple[int, str] | None = None
 _OWN_SIGNALS = f"{__package__}.signals"  # other modules of the library only import signals
@@ -59,7 +60,10 @@ def place_of(thing: Any) -> str | None:
 
 def _newest_module() -> tuple[int, str]:
     """Return what changes whenever a module is imported, also when another one went away."""
-    return len(sys.modules), next(reversed(sys.modules))
+    try:
+        return len(sys.modules), next(reversed(sys.modules))
+    except RuntimeError:  # another thread imports one just now
+        return 0, ""
 
 
 @lru_cache(maxsize=1)

@@ -16,8 +16,13 @@ from .conf import is_positive
 from .exceptions import ConnectError
 
 
+class _Hashed:
+    __slots__ = ("_hash",)
+    _hash: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SendingOptions:
+class SendingOptions(_Hashed):
     """How the sendings of one connection are chosen and sent; None: as the task says, else the default."""
 
     guarantee: str | None = None  # "durable", "on_commit" or "immediate"
@@ -38,9 +43,12 @@ class SendingOptions:
     exclude: tuple[Any, ...] | None = None  # senders not to send for, beside sender=None
     family: type | None = None  # set by connect(subclasses=True): only this class and its subclasses
 
+    def __post_init__(self) -> None:
+        """Make the hash once, for every sending asks for it."""
+        object.__setattr__(self, "_hash", hash(tuple(getattr(self, one.name) for one in fields(self))))
+
     def __hash__(self) -> int:
-        """Tell some apart quickly: every sending looks them up, and all of them would take as long as half of that."""
-        return hash((self.guarantee, self.changed, self.instance))
+        return self._hash
 
     @property
     def folds(self) -> bool:
@@ -49,7 +57,7 @@ class SendingOptions:
 
 
 NOTHING = SendingOptions()  # said of a connection
-NAMES = tuple(field.name for field in fields(SendingOptions) if field.name != "family")
+NAMES = tuple(one.name for one in fields(SendingOptions) if one.name != "family")
 RUNNING_NAMES = ("atomic", "on_missing", "former_names", "retain", "ordered", "on_failure", "chunk_size", "batch")
 
 # Words a declaration might say in vain, and why.

@@ -103,7 +103,8 @@ def _head(signal_name: str, signal_names: tuple[str, ...], receiver: str, using:
     return _in_json({"version": VERSION, **facts})[:-1] + ","
 
 
-# Which dumps() would make each time, and ask of each container whether it holds itself, which the codec has refused.
+# Which dumps() would make each time, and ask of each container whether it holds itself: the codec has refused that,
+# and a context has been written as JSON before.
 _in_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False).encode
 
 

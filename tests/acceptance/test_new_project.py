@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.docs.pages import block_with, page_of
 from tests.processes import Process, Processes
 from tests.waiting import wait_until
 
@@ -36,6 +37,7 @@ SETTINGS = """
     INSTALLED_APPS += ["shop", "django_celery_signals"]
 
     CELERY_BROKER_URL = "filesystem://"
+    CELERY_BROKER_TRANSPORT = "proj.folder:Transport"
     CELERY_BROKER_TRANSPORT_OPTIONS = {
         "data_folder_in": BASE_DIR / "messages",
         "data_folder_out": BASE_DIR / "messages",
@@ -43,6 +45,8 @@ SETTINGS = """
         "polling_interval": 0.05,
     }
 """
+# As it comes, the worker may read a message that its relay's thread is still writing, and end.
+FOLDER = block_with(page_of("docs/tutorial.md"), "class Channel(filesystem.Channel)")
 MODELS = """
 
     class M(models.Model):
@@ -139,6 +143,7 @@ def started_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     project.run("manage.py", "startapp", "shop")
     (folder / "messages").mkdir()
     project.add("proj/settings.py", SETTINGS)
+    project.add("proj/folder.py", FOLDER)
     project.add("shop/models.py", MODELS)
     project.run("manage.py", "makemigrations", "shop")
     project.run("manage.py", "migrate")

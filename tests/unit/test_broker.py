@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -115,7 +114,7 @@ def test_project_app_is_the_current_one(celery_app: Celery) -> None:
 def test_project_app_past_celerys_fallback(celery_app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread for which Celery fell back to an unconfigured app publishes through the project's all the same."""
     fallback = Celery("fallback", loader="default", set_as_current=False)
-    monkeypatch.setattr(module, "current_app", SimpleNamespace(_get_current_object=lambda: fallback))
+    monkeypatch.setattr(module, "get_current_app", lambda: fallback)
     monkeypatch.setattr(module, "_get_active_apps", lambda: {fallback, celery_app})
 
     assert celery_app is project_app()
@@ -126,7 +125,7 @@ def test_project_app_is_not_guessed(celery_app: Celery, monkeypatch: pytest.Monk
     """With two apps to choose from, or none, Celery's own choice stands."""
     fallback = Celery("fallback", loader="default", set_as_current=False)
     second = Celery("second", set_as_current=False)
-    monkeypatch.setattr(module, "current_app", SimpleNamespace(_get_current_object=lambda: fallback))
+    monkeypatch.setattr(module, "get_current_app", lambda: fallback)
 
     for others in (set(), {celery_app, second}):
         monkeypatch.setattr(module, "_get_active_apps", lambda others=others: {fallback, *others})

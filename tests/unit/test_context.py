@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from asyncio import CancelledError
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -14,6 +15,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from django.db import transaction
 from django.dispatch import Signal
 from django.test import override_settings
+from django.utils import translation
 
 from django_celery_signals import ContextLost, Event, Relay, context, register_context
 from django_celery_signals.context import captured, is_required, of_receiver, restored
@@ -214,6 +216,21 @@ def test_what_cannot_be_reset(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
+def test_one_that_is_interrupted() -> None:
+    """What ends one of them from outside leaves none of the others as it is."""
+
+    @contextmanager
+    def interrupted(value: Any) -> Iterator[None]:
+        yield
+        raise CancelledError
+
+    register_context("tenant", variable=tenant)
+    register_context("user", capture=lambda: "5", restore=interrupted)
+    with pytest.raises(CancelledError), restored({"language": "de", "tenant": "acme", "user": "5"}):
+        assert ("de", "acme") == (translation.get_language(), tenant.get())
+    assert ("en", None) == (translation.get_language(), tenant.get())
+
+
 def test_what_a_receiver_sees() -> None:
     """The values, and not what is noted of them."""
     register_context("tenant", variable=tenant, required=True)
@@ -309,6 +326,21 @@ def test_a_delivery_without_its_tenant_waits(celery_app: Celery, receiving: Rece
     deliveries("default").update(due_at=moment(-1))
     all_the_way(celery_app)
     assert ["acme", "acme"] == seen
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_delivery_without_its_tenant_waits_longer_each_time(celery_app: Celery, receiving: Receiving) -> None:
+    """What has waited often waits for half a minute or more, so that all its tries take about an hour."""
+    register_context("tenant", variable=tenant, required=True)
+    receiving(doorbell, lambda: None, guarantee="durable")
+    doorbell.send(sender=None)
+    del context._carriers["tenant"]
+    deliveries("default").update(reruns=6)
+    drain(celery_app)
+
+    row = deliveries("default").get()
+    assert (State.READY, 7) == (row.state, row.reruns)
+    assert moment(25) < row.due_at < moment(60)
 
 
 @pytest.mark.django_db(transaction=True)

@@ -115,10 +115,10 @@ def test_a_sending(receiving: Receiving) -> None:
         post_save.send(Tag, instance=tag, created=True, update_fields=None, raw=False, using="default")
 
     with transaction.atomic():
-        assert calls(send) < 790
+        assert calls(send) < 620
         transaction.set_rollback(True)
     with batched():
-        assert calls(send) < 595
+        assert calls(send) < 420
 
 
 @pytest.mark.django_db(transaction=True)

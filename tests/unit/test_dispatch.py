@@ -189,6 +189,15 @@ def test_immediate_does_not_wait(celery_app: Celery, receiving: Receiving) -> No
 
 
 @pytest.mark.django_db(transaction=True)
+def test_immediate_asks_for_no_database(celery_app: Celery, receiving: Receiving) -> None:
+    """An immediate sending about a row of a database that this process does not know is published all the same."""
+    receiving(post_save, sender=Tag, guarantee="immediate")
+    tag = Tag(pk=5)
+    tag._state.adding, tag._state.db = False, "elsewhere"
+    post_save.send(Tag, instance=tag, created=False)
+    assert 1 == len(take(celery_app))
+
+
 def test_immediate_raises_one_clear_error(
     outage: PublishError, receiving: Receiving, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -126,6 +126,17 @@ def test_a_search_in_vain_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> No
     assert signal_name(signal) == ""
 
 
+def test_another_thread_imports_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sending does not fail because another thread imports something just now."""
+
+    class Changing(dict[str, Any]):
+        def __reversed__(self) -> Any:
+            raise RuntimeError("dictionary changed size during iteration")
+
+    monkeypatch.setattr(names, "sys", types.SimpleNamespace(modules=Changing(sys.modules)))
+    assert "django.db.models.signals:post_save" == signal_name(post_save)
+
+
 def test_only_new_modules_are_searched(
     module: Callable[..., types.ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:

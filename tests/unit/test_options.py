@@ -545,6 +545,13 @@ def test_the_tasks_values_are_the_defaults() -> None:
     assert SendingOptions(guarantee="immediate", created=False, when=always, instance="snapshot") == found
 
 
+def test_connections_are_told_apart_at_once() -> None:
+    """Equal options have one hash, and others differ in it, whichever of them it is."""
+    given = [{"queue": "mail"}, {"queue": "slow"}, {"created": True}, {"when": always}, {"key": always}, {}]
+    assert len(given) == len({hash(read(options, "here")) for options in given})
+    assert hash(read({"queue": "mail"}, "here")) == hash(SendingOptions(queue="mail"))
+
+
 def test_a_task_without_values() -> None:
     """A task that declares nothing leaves a connection as it is."""
     own = read({"queue": "mail"}, "here")

@@ -16,6 +16,8 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import ImproperlyConfigured
 from django.core.files import File
 from django.db import models
+from django.db.models.fields.related_descriptors import ForeignKeyDeferredAttribute
+from django.db.models.query_utils import DeferredAttribute
 from django.utils.functional import LazyObject
 
 from .. import conf
@@ -180,8 +182,12 @@ def _shape(cls: type[models.Model], fields: int) -> tuple[str, frozenset[str]]:
     Of a class with so many fields: one may be given to it later.
     """
     keys: Any = cls._meta.pk_fields
-    is_single = len(keys) == 1 and not _is_secret_key(keys[0])
+    is_single = len(keys) == 1 and keys[0].descriptor_class in _AS_HELD and not _is_secret_key(keys[0])
     return keys[0].attname if is_single else "", frozenset(field.attname for field in cls._meta.concrete_fields)
+
+
+#: Descriptors of fields whose value is what the instance holds.
+_AS_HELD = (DeferredAttribute, ForeignKeyDeferredAttribute)
 
 
 def _refuse(error: Unencodable) -> Any:

@@ -122,7 +122,7 @@ class Held:
         """
         try:
             if isinstance(error, Exception) and not self.lease.ending:
-                self._rerun(None, error)
+                self.rerun(None, error)
             elif error is not None and not isinstance(error, Exception):
                 self._surely(lambda: self._row().update(due_at=In(0)), patience=PAUSE)
         finally:  # a time limit may end this as well, and what nobody runs must not be renewed
@@ -199,7 +199,7 @@ class Held:
         if isinstance(error, LeaseLost):
             return self._superseded(event, error)
         if (trouble := self._trouble(error)) is not None:
-            return self._rerun(event, trouble)
+            return self.rerun(event, trouble)
         if isinstance(error, Retry):
             return self._again(event, error.exc or error, policy.seconds_until(error.when), asked=True)
         if isinstance(error, Ignore):
@@ -216,7 +216,7 @@ class Held:
         gave_up = self.asked and self.retry_in is None and not autoretried  # its own retry() was one too many
         return error if is_transient(error) and not gave_up else None
 
-    def _rerun(self, event: Event | None, error: Exception) -> Exception:
+    def rerun(self, event: Event | None, error: Exception) -> Exception:
         """Let it run again after a pause that grows, without counting: the receiver is not to blame."""
         return self.again(event, error, policy.pause(self.known.reruns, policy.LONGEST_WAIT), self.OUTAGES)
 

@@ -172,8 +172,6 @@ def shield(connection: Any, start: int, context: Context, around: Mapping[str, A
 class Later:
     """A delivery of several: what becomes of it is noted when its run is over, or when the others are committed."""
 
-    OUTAGES = Held.OUTAGES
-
     def __init__(self, hold: Held, savepoint: Savepoint = transaction.atomic) -> None:
         """Begin without an outcome; ``savepoint`` is what keeps an atomic receiver's work apart."""
         self.hold, self.savepoint = hold, savepoint
@@ -233,6 +231,10 @@ class Later:
     def again(self, event: Event | None, error: Exception, seconds: float, tries: int | None = None) -> Exception:
         """Have it published once more, later."""
         return self._later(self.hold.again, event, error, seconds, tries)
+
+    def rerun(self, event: Event | None, error: Exception) -> Exception:
+        """Let it run again later, without counting."""
+        return self._later(self.hold.rerun, event, error)
 
     def _later(self, then: Callable[..., Exception], *args: Any) -> Exception:
         self.is_done, self.context, self._then = False, copy_context(), partial(then, *args)

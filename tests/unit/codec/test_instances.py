@@ -26,6 +26,7 @@ from django.db.models import F, Value
 from django.db.models.expressions import DatabaseDefault
 from django.db.models.fields.files import FieldFile
 from django.db.models.functions import Upper
+from django.db.models.query_utils import DeferredAttribute
 from django.db.models.signals import post_init, post_save, pre_init, pre_save
 from django.test import override_settings
 from django.test.utils import isolate_apps
@@ -156,6 +157,33 @@ def test_a_row_travels_by_reference(django_assert_num_queries: Any) -> None:
     with django_assert_num_queries(1):
         assert values_of(arrived["order"]) == {**values_of(order), "total": exact(Decimal("0.00"))}
     assert "customer" not in arrived["order"]._state.fields_cache
+
+
+class Shown(DeferredAttribute):
+    """Shows a key as a text, while the instance holds a number."""
+
+    def __get__(self, instance: Any, cls: Any = None) -> Any:
+        return self if instance is None else f"tag {super().__get__(instance, cls)}"
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        instance.__dict__[self.field.attname] = value
+
+
+def test_a_primary_key_is_what_its_field_shows(registry: Apps) -> None:
+    """A key whose field has a descriptor of its own travels as that shows it, not as the instance holds it."""
+
+    class Key(models.CharField):
+        descriptor_class = Shown
+
+    class Marked(models.Model):
+        key = Key(primary_key=True, max_length=50)
+
+        class Meta(OfShop):
+            pass
+
+    instance = Marked()
+    instance.__dict__["key"] = 5
+    assert "tag 5" == sent({"instance": stored(instance)}).envelope.objects[0]["pk"]
 
 
 @pytest.mark.parametrize(

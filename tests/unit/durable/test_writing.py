@@ -12,7 +12,7 @@ from django_celery_signals.durable.clock import In
 from django_celery_signals.durable.deliveries import deliveries
 from django_celery_signals.durable.rows import State
 from django_celery_signals.durable.texts import COUNTS, GIVEN, MOMENTS
-from django_celery_signals.durable.writing import New, insert
+from django_celery_signals.durable.writing import New, _elements, insert
 from django_celery_signals.models import Delivery
 from tests.parameters import each_database
 
@@ -49,6 +49,20 @@ KINDS = {
     "due": {**FULL, "sends": 0, "due_in": 5},
     "caused": {**FULL, "depth": 3, "parent_id": "%s", "root_id": "r" * 36},
 }
+
+
+@pytest.mark.parametrize(
+    ("column", "written"),
+    [
+        pytest.param(("a", 'b"', "c\\"), r'"a","b\"","c\\"', id="texts"),
+        pytest.param(("a\0b", "c"), '"a\0b","c"', id="texts that no database takes"),
+        pytest.param((1, 2.5, True), "1,2.5,True", id="numbers"),
+        pytest.param((Name("a"), None, 1), '"a",NULL,1', id="others"),
+    ],
+)
+def test_elements_of_an_array(column: Any, written: str) -> None:
+    """Each value of a column is an element of its own, whatever it holds."""
+    assert written == _elements(column)
 
 
 @each_database("default", "postgres", "mariadb", transaction=False)
