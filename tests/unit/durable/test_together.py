@@ -208,7 +208,7 @@ def test_connection_that_says_nothing_of_itself(
 
     assert (["a", "c"], {"ready": 1}) == (tags(alias), states(alias))
     kinds = kinds_of(queries.captured_queries)
-    assert 2 == kinds["RELEASE"]  # of those that are whole
+    assert 3 == kinds["RELEASE"]  # each is asked
 
 
 @each_kind
