@@ -64,7 +64,8 @@ def rebuild(model: type[models.Model], alias: str | None, snapshot: Any, decoder
     fields = {field.attname: field for field in model._meta.concrete_fields}
     values = {name: decoder.decode(nodes[name]) for name in fields if name in nodes}
     absent = {name: value for name, value in values.items() if type(value) is Unavailable}
-    known = [name for name in fields if name in values.keys() - absent.keys() or name in unset]
+    told = (values.keys() - absent.keys()) | unset
+    known = [name for name in fields if name in told]
     made = [values[name] if name in values else fields[name].get_default() for name in known]
     instance = model.from_db(alias, known, made)
     instance.__dict__.update(absent)  # only now: the descriptors of fields, such as a foreign key's, compare values
