@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import pytest
 from celery import Celery
 from django.core.management import call_command
 from django.db import connection, transaction
-from django.db.migrations import AddIndex, AlterField, AlterModelOptions, CreateModel, RemoveIndex
+from django.db.migrations import AddField, AddIndex, AlterField, AlterModelOptions, CreateModel, RemoveIndex
 from django.db.migrations.loader import MigrationLoader
 from django.db.models import F, Value
 from django.db.models.functions import Replace
@@ -31,6 +32,7 @@ from tests.lanes import Stage
 from tests.shop.models import Customer, Order
 
 UPGRADING = page_of("docs/upgrading.md")
+APP = "django_celery_signals"
 SPENDING, BOOK, NOTIFY = "shop.receivers.update_spending", "shop.receivers.book", "shop.receivers.notify"
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -223,6 +225,22 @@ def test_removed(page: Any, code: Code) -> None:
     assert 0 == code.stage.rows().count()
 
 
+def test_what_waits_and_is_not_wanted(page: Any, code: Code) -> None:
+    """What waits for a receiver can be deleted; what runs and what has failed stays, and so does another receiver's."""
+    bell = Signal()
+    for name in (NOTIFY, BOOK):
+        code.declare(name, bell, lambda: None)
+    for _ in range(6):
+        bell.send(sender=None)
+    rows = code.stage.rows(receiver=NOTIFY)
+    for state, pk in zip(State, rows.values_list("pk", flat=True), strict=True):
+        rows.filter(pk=pk).update(state=state)
+    page(block_with(UPGRADING, "state__in=waiting"), "shop.cleaning")
+
+    assert {State.RUNNING, State.FAILED, State.DONE} == {row.state for row in rows.all()}
+    assert 6 == code.stage.rows(receiver=BOOK).count()
+
+
 def test_a_model_that_was_renamed(page: Any, code: Code) -> None:
     """A row about a model that is gone fails and is kept; rewritten by the migration, it runs, and so does a retry."""
     seen: list[Any] = []
@@ -331,14 +349,12 @@ def test_what_a_row_holds(code: Code) -> None:
 
 
 def test_what_migrations_change() -> None:
-    """Since the first one, no migration has changed a column of the table of deliveries."""
-    numbers = ("0002_pause", "0003_minute", "0004_permissions")
+    """Since the first one, no migration has changed a column of the table of deliveries; new ones need no value."""
+    numbers = ("0002_pause", "0003_minute", "0004_permissions", "0005_lineage")
+    operations = {number: import_module(f"{APP}.migrations.{number}").Migration.operations for number in numbers}
     found = {
-        number: [
-            (type(operation), getattr(operation, "name", None) or getattr(operation, "model_name", None))
-            for operation in import_module(f"django_celery_signals.migrations.{number}").Migration.operations
-        ]
-        for number in numbers
+        number: [(type(one), getattr(one, "name", None) or getattr(one, "model_name", None)) for one in own]
+        for number, own in operations.items()
     }
     assert {
         "0002_pause": [
@@ -349,11 +365,24 @@ def test_what_migrations_change() -> None:
         ],
         "0003_minute": [(CreateModel, "Minute")],
         "0004_permissions": [(AlterModelOptions, "delivery")],
+        "0005_lineage": [
+            (AddField, "depth"),
+            (AddField, "parent_id"),
+            (AddField, "root_id"),
+            (AddIndex, "delivery"),
+            (AddIndex, "delivery"),
+        ],
     } == found
+    there = {name for app, name in MigrationLoader(None).disk_migrations if app == APP}
+    assert {"0001_initial", *numbers} == there
+    added = [one.field for one in operations["0005_lineage"] if isinstance(one, AddField)]
+    assert [True] * 3 == [one.null or one.has_db_default() for one in added]
+    indexes = {one.index.name for own in operations.values() for one in own if isinstance(one, AddIndex)}
+    assert indexes == set(re.findall(r"`(dcs_delivery_\w+)`", UPGRADING))
     with connection.schema_editor(collect_sql=True) as editor:  # what it says of the column is which states there are
-        state = MigrationLoader(connection).project_state(("django_celery_signals", "0001_initial"))
+        state = MigrationLoader(connection).project_state((APP, "0001_initial"))
         after = state.clone()
-        operation = import_module("django_celery_signals.migrations.0002_pause").Migration.operations[1]
-        operation.state_forwards("django_celery_signals", after)
-        operation.database_forwards("django_celery_signals", editor, state, after)
+        operation = operations["0002_pause"][1]
+        operation.state_forwards(APP, after)
+        operation.database_forwards(APP, editor, state, after)
     assert [] == [line for line in editor.collected_sql if "ALTER" in line]
