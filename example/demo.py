@@ -11,7 +11,7 @@ import django
 from harness import environment
 
 EPILOG = """\
-In the middle the worker is killed with SIGKILL, and with it what it was running and the messages that it had taken. A
+In the middle the worker is killed with SIGKILL while it runs a receiver, and with it the messages that it had taken. A
 new one is started; nothing else is done about it.
 
 the last lines:
@@ -23,7 +23,7 @@ the last lines:
   runs        of the search index's receiver, which is debounced: fewer than the events that were sent to it
   stale       entries of the search index that do not show their flight as it is at the end
 
-  saved       committed calls of save()
+  saved       committed calls of a flight's save(): one for each that is loaded, and those that correct some later
   sent        events that signals sent in transactions that were committed, one for each receiver
   received    of these, the events whose receiver has committed its work; a receipt is part of that work, and says
               for how many events it stands

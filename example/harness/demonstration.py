@@ -19,6 +19,7 @@ from flights.models import LogEntry, Receipt
 
 from django_celery_signals import deliveries
 from django_celery_signals.durable.deliveries import State
+from django_celery_signals.statistics import counting
 
 from . import environment, processes, week
 from .progress import Progress
@@ -26,6 +27,7 @@ from .tally import Tally
 
 PATIENCE = 90  # seconds without any progress, after which the rest counts as lost
 POLL = 0.2  # seconds
+LOOK = 0.002  # seconds: a receiver here takes a few milliseconds
 SHOWN = 10  # mismatches
 
 
@@ -50,6 +52,7 @@ def run(options: Options, home: Path) -> Tally:
                 kill(first)
             with processes.running(worker(home, 2)) as second:
                 played.on(second)
+                print(f"{tally.saved:,} saves were committed: each flight once, and some corrected later", flush=True)
                 wait(tally, second)
                 compare(tally, second)
                 if options.serve:
@@ -60,6 +63,7 @@ def run(options: Options, home: Path) -> Tally:
         tally.cut_short = True
     finally:
         environment.delete_queue()
+        counting.flusher.finish()  # else it writes at the exit of the process, when SQLite's file is gone
     return tally
 
 
@@ -97,17 +101,23 @@ class Played:
 
 
 def kill(worker: processes.Child) -> None:
-    """Kill the worker without a warning, once it has begun to work, and say what it leaves behind."""
-    while not Receipt.objects.exists():
+    """Kill the worker without a warning, in the middle of a receiver, and say what it leaves behind."""
+    until = time.monotonic() + PATIENCE
+    while not in_the_middle() and time.monotonic() < until:
         worker.check()
-        time.sleep(POLL)
+        time.sleep(LOOK)
     worker.kill()
     states = Counter(open_deliveries().values_list("state", flat=True))
     print(
-        f"killed the worker: {states[State.RUNNING]} receivers were running, and {states[State.SENT]:,} messages were "
-        f"in it or before it; {states[State.READY]:,} deliveries were not published yet. Starting another one.",
+        f"killed the worker: of its deliveries {states[State.RUNNING]:,} had begun to run, {states[State.SENT]:,} were "
+        f"queued or prefetched, {states[State.READY]:,} were not published yet. Starting another one.",
         flush=True,
     )
+
+
+def in_the_middle() -> bool:
+    """Tell whether the worker has done something already, and is running a receiver now."""
+    return Receipt.objects.exists() and open_deliveries().filter(state=State.RUNNING).exists()
 
 
 def open_deliveries() -> QuerySet[object]:
@@ -147,7 +157,8 @@ def compare(tally: Tally, worker: processes.Child) -> None:
     tally.mismatches = {"ghosts": ghosts}
     for statistic in STATISTICS:
         found = tally.mismatches[statistic.name] = differences(statistic)
-        print(f"checking {statistic.name}: {f'{len(found)} differ' if found else 'as SQL says'}", flush=True)
+        verdict = f"{len(found)} differ" if found else "same as recomputed by SQL"
+        print(f"checking {statistic.name}: {verdict}", flush=True)
     if not tally.succeeded():
         explain(tally, worker)
 

@@ -26,7 +26,7 @@ from django.db import connection, transaction
 from django.db.migrations.state import ProjectState
 from django.db.models.signals import post_delete, post_save
 from django.dispatch import Signal
-from django.test.utils import CaptureQueriesContext
+from django.test.utils import CaptureQueriesContext, isolate_apps
 from opentelemetry import propagate, trace
 from opentelemetry.context import attach, detach
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
@@ -94,6 +94,9 @@ OTHERS = [
     "Connection refused",
     "PRECONDITION_FAILED … timed out",
 ]
+
+
+MODELS = {"Customer": 4, "Tag": 2, "Order": 5}  # which the README shows -> fields, with the key
 
 
 def repeated(app: Celery) -> Published:
@@ -175,8 +178,24 @@ def test_first_example_without_a_worker(page: Any) -> None:
 
 
 def test_installed_apps(page: Any) -> None:
-    """The README's settings name the app."""
-    assert page(block_with(README, "INSTALLED_APPS"))["INSTALLED_APPS"] == ["django_celery_signals"]
+    """The README's settings name the app, and a broker that the library knows."""
+    code = page(block_with(README, "INSTALLED_APPS"))
+    assert code["INSTALLED_APPS"] == ["django_celery_signals"]
+    assert "redis" == Celery(broker=code["CELERY_BROKER_URL"], set_as_current=False).connection().transport_cls
+
+
+def test_models_block(page: Any) -> None:
+    """The models that the README shows are those that its examples are run with: each field is one of the shop's."""
+    with isolate_apps("tests.shop"):
+        code = page(block_with(README, "class Customer(models.Model)"), "tests.shop.page")
+        shown = {name: code[name]._meta.local_fields + code[name]._meta.local_many_to_many for name in MODELS}
+
+    for name, fields_shown in shown.items():
+        for field in fields_shown:
+            _, kind, _, given = field.deconstruct()
+            _, real, _, known = getattr(models, name)._meta.get_field(field.name).deconstruct()
+            assert (kind, given) == (real, {key: known[key] for key in given})
+    assert MODELS == {name: len(found) for name, found in shown.items()}
 
 
 def test_only_the_decorator_changes() -> None:
