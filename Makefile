@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help test browser demo docs chaos controls bench lint format coverage matrix clean
+.PHONY: help test browser demo docs chaos controls exhaustive bench lint format coverage matrix clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ chaos: $(VENV)/.installed-example $(if $(SYSTEM),$(VENV)-peers/.installed) ## To
 
 controls: $(VENV)/.installed-test ## Take safeguards out of the library, one by one, and see that the chaos rig and the schedules find it
 	$(STRICT) $(BIN)/python -m pytest -m "" chaos/test_controls.py tests/integration/test_schedules.py::test_control_elsewhere $(PYTEST_ARGS)
+
+exhaustive: $(VENV)/.installed-test ## Run the tests that take long and say little more than their neighbours
+	$(STRICT) $(BIN)/python -m pytest -m exhaustive $(PYTEST_ARGS)
 
 bench: $(VENV)/.installed-example $(VENV)-peers/.installed ## Measure what the library costs, beside the limit and beside others (BENCH="send relay", BENCH_ARGS)
 	$(BIN)/python -m benchmarks $(BENCH) $(BENCH_ARGS)

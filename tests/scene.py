@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,11 +114,15 @@ class Scene:
         )
 
 
-def each_pair(*pairs: tuple[str, str]) -> Any:
-    """Run a test once per pair of a database and a broker; it gets them in its ``scene``."""
-    return pytest.mark.parametrize(("alias", "broker"), [_pair(*pair) for pair in pairs], indirect=["broker"])
+def each_pair(*pairs: tuple[str, str], rarely: Collection[str] = ()) -> Any:
+    """Run a test once per pair of a database and a broker; it gets them in its ``scene``.
+
+    On the databases named by ``rarely`` only ``make exhaustive`` runs it, for it takes long.
+    """
+    found = [_pair(*pair, *([pytest.mark.exhaustive] if pair[0] in rarely else [])) for pair in pairs]
+    return pytest.mark.parametrize(("alias", "broker"), found, indirect=["broker"])
 
 
-def _pair(alias: str, broker: str) -> Any:
-    marks = [pytest.mark.django_db(databases=[alias], transaction=True), needs(alias), needs(broker)]
+def _pair(alias: str, broker: str, *more: Any) -> Any:
+    marks = [pytest.mark.django_db(databases=[alias], transaction=True), needs(alias), needs(broker), *more]
     return pytest.param(alias, broker, marks=marks, id=f"{alias}-{broker}")

@@ -107,7 +107,7 @@ def place_for_all(scene: Scene) -> None:
         place(scene.alias, LATE)
 
 
-@each_pair(*EVERYWHERE)
+@each_pair(*EVERYWHERE, rarely=["default"])
 def test_child_of_a_worker(scene: Scene) -> None:
     """A process of a pool killed at any place runs its event again; database effects of a transaction happen once."""
     crashes = scene.crashes(*crashing.WORKER)
@@ -122,7 +122,7 @@ def test_child_of_a_worker(scene: Scene) -> None:
     worker.kill()
 
 
-@each_pair(*ROTATED)
+@each_pair(*ROTATED, rarely=["mariadb"])
 def test_worker(scene: Scene) -> None:
     """A whole worker killed at any place, and started again, runs its events again, and effects happen once (H47)."""
     crashes = scene.crashes(*crashing.WORKER)
@@ -283,7 +283,7 @@ def test_stopped_worker_without_a_lock(scene: Scene) -> None:
 
 
 @pytest.mark.usefixtures("by_relay")
-@each_pair(*ROTATED, ("postgres", "redis"))
+@each_pair(*ROTATED, ("postgres", "redis"), rarely=["default", "mariadb"])
 def test_stopped_relay(scene: Scene) -> None:
     """What a stopped relay has in hand is published by another, and the first one changes nothing when it goes on."""
     crashes = [scene.crashes(point, by=signal.SIGSTOP) for point in crashing.RELAY]

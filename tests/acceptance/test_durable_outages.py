@@ -167,7 +167,7 @@ def wipe(broker: Broker) -> None:
 
 
 @pytest.mark.usefixtures("by_relay")
-@each_pair(*SERVERS)
+@each_pair(*SERVERS, rarely=["mariadb"])
 def test_storm(scene: Scene) -> None:
     """After an outage of the broker under two relays, it has hardly more than one message for each of 3,000 events."""
     names = [f"{number}" for number in range(3000)]
@@ -186,7 +186,7 @@ def test_storm(scene: Scene) -> None:
 
 
 @pytest.mark.usefixtures("by_relay")
-@each_pair(*SERVERS)
+@each_pair(*SERVERS, rarely=["mariadb"])
 def test_silence_in_a_batch(scene: Scene) -> None:
     """A broker that falls silent under two relays gets at most what each had under way once more; it runs once."""
     names, batch = [f"{number}" for number in range(200)], 20

@@ -105,7 +105,7 @@ def kill_at_work(scene: Scene, worker: Process) -> None:
     worker.kill()
 
 
-@each_pair(*EVERYWHERE)
+@each_pair(*EVERYWHERE, rarely=["default"])
 def test_order_while_workers_are_killed(scene: Scene, tmp_path: Path) -> None:
     """While one of two workers is killed again and again, what each change of a product leads to is committed once, and
     in the order in which the changes were."""

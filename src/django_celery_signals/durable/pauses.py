@@ -1,7 +1,8 @@
 """Receivers that are paused: their deliveries are written as ever, and wait until somebody lets them go on.
 
-A pause is a row. Opening a delivery asks for it in the same statement, so none begins once the pause is committed; what
-could not be opened, or would be published, becomes "paused". The relay brings back what is paused without a pause.
+A pause is a row. Opening a delivery asks for it in the same statement, so no statement that begins after the pause's
+commit opens one; what could not be opened, or would be published, becomes "paused". The relay brings back what is
+paused without a pause.
 """
 
 from __future__ import annotations
