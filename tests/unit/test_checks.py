@@ -164,6 +164,8 @@ def test_dcs_I001(receiving: Receiving, monkeypatch: pytest.MonkeyPatch) -> None
     assert [] == found()
     with override_settings(DJANGO_CELERY_SIGNALS={"ATOMIC_SAVES": False}):
         assert ["dcs.W007"] == [message.id for message in found(include_deployment_checks=True)]
+    monkeypatch.setitem(connections["default"].settings_dict, "OPTIONS", {})  # W001 says that they are not
+    assert ["dcs.W001", "dcs.W007"] == [message.id for message in found(include_deployment_checks=True)]
 
 
 def test_dcs_W001(receiving: Receiving, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 from celery import Celery
 from django.core.management import call_command
 from django.core.management.base import CommandError
-from django.db import OperationalError
+from django.db import OperationalError, connections
 from django.db.models.signals import post_save
 from django.dispatch import Signal
 
@@ -31,7 +31,7 @@ from tests.drain import take
 from tests.making import Tasks
 from tests.project.celery import configure
 from tests.receiving import Receiving
-from tests.shop.models import Tag
+from tests.shop.models import Order, Tag
 
 pytestmark = pytest.mark.django_db(databases=["default", "other"])
 
@@ -89,6 +89,17 @@ def test_list_of_models(settings: Any, monkeypatch: pytest.MonkeyPatch, atomic: 
     monkeypatch.setattr(listing.saving, "models", lambda: [] if atomic else [Tag])
 
     assert f"models whose saves are atomic: {said}" == say("list").splitlines()[-1]
+
+
+def test_list_of_models_without_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models in a SQLite database whose transactions begin without the lock are named, with the check that tells it."""
+    monkeypatch.setattr(listing.saving, "models", lambda: [Tag, Order])
+    monkeypatch.setitem(connections["default"].settings_dict, "OPTIONS", {})
+
+    assert [
+        "models whose saves are atomic: none",
+        "not atomic: shop.Order, shop.Tag. The SQLite database 'default' has no transaction_mode IMMEDIATE (dcs.W001).",
+    ] == say("list").splitlines()[-2:]
 
 
 def test_list_of_a_route_that_leads_nowhere(receiving: Receiving) -> None:
