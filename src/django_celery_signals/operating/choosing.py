@@ -7,10 +7,11 @@ from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Iterator, Sequence
 
 from django.core.management.base import CommandError
-from django.db import connections
+from django.db import Error, connections
 from django.db.models import Q
 
 from ..durable.deliveries import DeliveryQuerySet, deliveries
+from ..durable.missing import missing_tables
 from ..durable.relay import keeping
 from .words import Options
 
@@ -93,10 +94,19 @@ def aliases(options: Options) -> Sequence[str]:
     Raises:
         CommandError: for one that there is not.
     """
-    found = options["database"] or sorted({alias for alias, _ in options.get("id") or ()}) or keeping()
+    found = options.get("database") or sorted({alias for alias, _ in options.get("id") or ()}) or keeping()
     if unknown := [alias for alias in found if alias not in connections.settings]:
         raise CommandError(f"There is no database {unknown[0]!r}; DATABASES has {', '.join(connections)}.")
     return list(found)
+
+
+def lack_of(alias: str) -> str:
+    """Say which table a database lacks, and what makes it; empty where none is missing, or nobody can tell."""
+    try:
+        missing = missing_tables(alias)
+    except Error:
+        return ""
+    return f"{alias}: the table {missing[0]} is missing; run manage.py migrate --database={alias}" if missing else ""
 
 
 def _about(options: Options) -> Q:

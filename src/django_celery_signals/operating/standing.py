@@ -20,7 +20,7 @@ from ..durable.probe import probes
 from ..durable.rows import State
 from ..durable.texts import LARGE
 from ..statistics import Figures, rates
-from .choosing import add_database, aliases, number
+from .choosing import add_database, aliases, lack_of, number
 from .words import Options, Word
 
 MAX_LAG = 60.0  # seconds
@@ -61,20 +61,25 @@ def _age(alias: str, moment: datetime, now: datetime) -> float:
 
 
 def _status(options: Options, out: OutputWrapper) -> None:
-    """Say how it stands; with --check, raise what is wrong."""
+    """Say how it stands; raise what is not migrated, and with --check what is wrong."""
     wrong: list[str] = []
+    lacking: list[str] = []
     for alias in aliases(options):
         try:
             wrong += _show(alias, options, out)
         except Error as error:
+            if lack := lack_of(alias):
+                lacking.append(lack)
+                continue
             out.write(f"{alias}: {error}")
             wrong.append(f"the database {alias!r} does not answer: {error}")
     if not options["no_broker"]:
         is_there, words = _broker()
         out.write(f"broker: {words}")
         wrong += [] if is_there else [f"the broker is away: {words}"]
-    if options["check"] and wrong:
-        raise CommandError("; ".join(wrong))
+    said = [*lacking, *(wrong if options["check"] else ())]
+    if said:
+        raise CommandError("; ".join(said))
 
 
 def _show(alias: str, options: Options, out: OutputWrapper) -> list[str]:

@@ -236,6 +236,48 @@ def test_status_without_a_database(monkeypatch: pytest.MonkeyPatch) -> None:
         say("status", "--check", "--no-broker")
 
 
+@pytest.fixture
+def unmigrated() -> None:
+    """One of the databases lacks a table."""
+    with connections["other"].cursor() as cursor:
+        cursor.execute("ALTER TABLE django_celery_signals_delivery RENAME TO elsewhere")
+
+
+@pytest.mark.usefixtures("unmigrated")
+@pytest.mark.parametrize(
+    "words", ["status", "status --check", "list-failed", "retry --all", "discard --all", "purge --older-than=1"]
+)
+def test_a_missing_table(words: str) -> None:
+    """A database that was not migrated is an error that names the command which does it, not the SQL that failed."""
+    said = "other: the table django_celery_signals_delivery is missing; run manage.py migrate --database=other"
+    with pytest.raises(CommandError, match=f"^{said}$"):
+        say(*words.split())
+
+
+@pytest.mark.usefixtures("unmigrated")
+def test_a_missing_table_of_one() -> None:
+    """The others are shown as ever, before the error."""
+    out = StringIO()
+    with pytest.raises(CommandError, match=r"^other: the table"):
+        call_command("signals", "status", "--no-broker", stdout=out)
+    assert out.getvalue().startswith("default: 0 ready")
+    assert "other" not in out.getvalue()
+
+
+def test_another_error_of_a_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has another reason is raised as it is, also where nobody can tell which tables there are."""
+
+    def refuse(alias: str) -> Any:
+        raise OperationalError("away")
+
+    monkeypatch.setattr(choosing, "deliveries", refuse)
+    with pytest.raises(OperationalError, match="away"):
+        say("list-failed")
+    monkeypatch.setattr(choosing, "missing_tables", refuse)
+    with pytest.raises(OperationalError, match="away"):
+        say("list-failed")
+
+
 def test_status_without_a_broker(monkeypatch: pytest.MonkeyPatch) -> None:
     """A broker that does not answer is wrong, and so is a process without the project's app."""
 
