@@ -139,7 +139,8 @@ def test_status(some: dict[str, str]) -> None:
     assert f"default:{first}  blocked since {when}  shop.note  key=shop.Order:5  behind=2  {cause}" == lines[2]
     assert lines[3].startswith(f"default:{last}  blocked since ")
     assert lines[3].endswith(f"  shop.note  key=shop.Order:7  behind=0  {cause}")
-    assert f"other: 1 ready, 2 sent, 3 running, 5 failed, 5 done, 6 paused, 0 of the ready ones {waits}" == lines[4]
+    assert "other: 1 ready, 2 sent, 3 running, 5 failed, 5 done, 6 paused" == lines[4]
+    assert "other: 1 wait for a task that this process does not know: shop.note (1)" == lines.pop(6)
     assert lines[5].startswith("other: the oldest that is due has waited ")
     assert lines[6].startswith("broker: answers after ")
     assert 7 == len(lines)
@@ -149,7 +150,7 @@ def test_status_of_one_database(some: dict[str, str]) -> None:
     """--database chooses databases."""
     lines = say("status", "--database=other", "--no-broker").splitlines()
 
-    assert lines[0].startswith("other: 0 ready, 0 sent, 0 running, 1 failed, 0 done, 0 paused, 0 of")
+    assert "other: 0 ready, 0 sent, 0 running, 1 failed, 0 done, 0 paused" == lines[0]
     assert 3 == len(lines)
 
 
@@ -197,9 +198,9 @@ def test_lag(columns: dict[str, Any], seconds: int, using: str) -> None:
     assert seconds == pytest.approx(deliveries(using).lag(), abs=5)
 
 
-def test_status_for_a_monitor() -> None:
+def test_status_for_a_monitor(tasks: Tasks) -> None:
     """--check ends with an error that says what is wrong, after what status always says; without it nothing is."""
-    place("default", "shop.note", due_at=moment(-100))
+    place("default", tasks.shared(), due_at=moment(-100))
     failed("other")
     say("status")
     say("status", "--check", "--max-lag=200", "--max-failed=1")
@@ -208,6 +209,24 @@ def test_status_for_a_monitor() -> None:
         say("status", "--check")
     with pytest.raises(CommandError, match=r"more than 9.5; other: 1 have failed, more than 0$"):
         say("status", "--check", "--max-lag=9.5", "--max-failed=0")
+
+
+def test_status_of_tasks_that_nobody_knows(tasks: Tasks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for tasks that are gone is counted, the most first, and is wrong; there may be many of them."""
+    place("default", tasks.shared(), 3)
+    place("default", "shop.gone", 2, due_at=moment(60))
+    place("default", "shop.lost", 3, due_at=moment(60))
+    place("default", "shop.paused", state=State.PAUSED, due_at=None)
+    wait = "wait for a task that this process does not know"
+
+    lines = say("status", "--no-broker", "--database=default").splitlines()
+    assert f"default: 5 {wait}: shop.lost (3), shop.gone (2)" == lines[3]
+    with pytest.raises(CommandError, match=rf"^default: 5 {wait}: shop.lost \(3\), shop.gone \(2\)$"):
+        say("status", "--check", "--database=default")
+
+    monkeypatch.setattr(standing, "MOST_NAMED", 1)
+    monkeypatch.setattr(standing, "MOST_READ", 6)
+    assert f"default: 3 {wait}: shop.gone (2) and 1 more\n" in say("status", "--no-broker", "--database=default")
 
 
 def test_status_of_many_blocked_keys(monkeypatch: pytest.MonkeyPatch) -> None:
