@@ -89,7 +89,7 @@ def check_ordinary(**_: Any) -> list[CheckMessage]:
     return [
         Warning(
             f"{name} is an ordinary Celery task, whose {spelling}() is connected to {signal}: Celery puts the signal "
-            "itself into the message, which its JSON cannot carry, so that the first sending fails with an EncodeError.",
+            "itself into the message, which its JSON cannot carry, so the first sending fails with an EncodeError.",
             hint="Give it base=ReceiverTask, as in @shared_task(base=ReceiverTask), or all tasks: "
             "Celery(..., task_cls='django_celery_signals:ReceiverTask').",
             id="dcs.W015",
