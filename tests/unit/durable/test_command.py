@@ -229,6 +229,16 @@ def test_status_of_tasks_that_nobody_knows(tasks: Tasks, monkeypatch: pytest.Mon
     assert f"default: 3 {wait}: shop.gone (2) and 1 more\n" in say("status", "--no-broker", "--database=default")
 
 
+@pytest.mark.parametrize("using", ["default", "postgres", "mariadb"])
+@pytest.mark.django_db(databases=["default", "other", "postgres", "mariadb"])
+def test_tasks_that_nobody_knows(using: str, tasks: Tasks) -> None:
+    """Every database finds them, by an index."""
+    place(using, "shop.gone", 2)
+    place(using, tasks.shared())
+
+    assert {"shop.gone": 2} == standing.standing(using).unknown
+
+
 def test_status_of_many_blocked_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of very many blocked keys some are shown."""
     monkeypatch.setattr(standing, "MOST_SHOWN", 2)
