@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from weakref import ReferenceType
 
 import pytest
 from celery import Celery
+from celery.contrib.django.task import DjangoTask
 from django.core.checks import Error, Info, Tags, Warning
 from django.core.checks.registry import registry
 from django.db import connection, connections
@@ -164,6 +166,8 @@ def test_dcs_I001(receiving: Receiving, monkeypatch: pytest.MonkeyPatch) -> None
     assert [] == found()
     with override_settings(DJANGO_CELERY_SIGNALS={"ATOMIC_SAVES": False}):
         assert ["dcs.W007"] == [message.id for message in found(include_deployment_checks=True)]
+    monkeypatch.setitem(connections["default"].settings_dict, "OPTIONS", {})  # W001 says that they are not
+    assert ["dcs.W001", "dcs.W007"] == [message.id for message in found(include_deployment_checks=True)]
 
 
 def test_dcs_W001(receiving: Receiving, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,6 +462,21 @@ def test_dcs_W013(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert "DATABASES['other']" in message.msg
     assert "ATOMIC_REQUESTS" in message.hint
+
+
+@pytest.mark.parametrize("spelling", ["delay", "apply_async", "delay_on_commit"])
+def test_dcs_W015(receiving: Receiving, celery_app: Celery, spelling: str) -> None:
+    """A task that knows no signals, and is connected as one that does, is named; what it does else is its own."""
+    ordinary = celery_app.task(base=DjangoTask, name=f"shop.ordinary.{spelling}")(takes)
+    for signal, receiver in ((bell, getattr(ordinary, spelling)), (post_save, ordinary.run), (post_save, ordinary)):
+        signal.connect(receiver, sender=Tag)
+        receiving.undo.append(partial(signal.disconnect, receiver, sender=Tag))
+
+    message = only("dcs.W015")
+
+    assert isinstance(message, Warning)
+    assert f"{ordinary.name} is an ordinary Celery task, whose {spelling}() is connected to bell" in message.msg
+    assert "base=ReceiverTask" in message.hint
 
 
 @pytest.mark.usefixtures("durable")

@@ -12,6 +12,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.recorder import MigrationRecorder
 
 from ..broker import project_app
+from ..durable.missing import missing_tables
 from ..durable.rows import State
 from .project import used
 
@@ -28,7 +29,7 @@ def check_table(databases: Sequence[str] | None = None, **_: Any) -> list[CheckM
             id="dcs.W014",
         )
         for alias in _asked(databases)
-        if (lacking := _lacking(connections[alias])) and _is_begun(connections[alias])
+        if (lacking := missing_tables(alias)) and _is_begun(connections[alias])
     ]
 
 
@@ -71,21 +72,13 @@ def check_rows(databases: Sequence[str] | None = None, **_: Any) -> list[CheckMe
             id="dcs.W011",
         )
         for alias in _asked(databases)
-        if not _lacking(connections[alias])
+        if not missing_tables(alias)
         for name in _unknown(alias)
     ]
 
 
 def _asked(databases: Sequence[str] | None) -> list[str]:
     return [alias for alias in used() if alias in (databases or ())]
-
-
-def _lacking(connection: BaseDatabaseWrapper) -> list[str]:
-    """Return the tables that are not there."""
-    with connection.cursor() as cursor:
-        there = connection.introspection.table_names(cursor)
-    tables = [str(model._meta.db_table) for model in apps.get_app_config("django_celery_signals").get_models()]
-    return sorted(set(tables) - set(there))
 
 
 def _is_begun(connection: BaseDatabaseWrapper) -> bool:

@@ -111,7 +111,8 @@ def used() -> list[str]:
 
 def check_atomic_saves(**_: Any) -> list[CheckMessage]:
     """Name the models whose saves are atomic for the sake of their durable receivers."""
-    models = saving.models() if conf.get().ATOMIC_SAVES else []
+    every = saving.models() if conf.get().ATOMIC_SAVES else []
+    models = [model for model in every if saving.late_database(model) is None]
     if not models:
         return []
     return [

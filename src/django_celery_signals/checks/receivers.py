@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterator
 from itertools import combinations
 from typing import Any
 
+from celery import Task
 from django.core.checks import CheckMessage, Error, Warning
 
 from .. import contradictions, names
 from ..bridge import check_signal
-from ..connected import ANY, Connected, connected
+from ..connected import ANY, Connected, connected, plain, signals
 from ..exceptions import ConnectError
 from ..keys import takes_turns
 from ..options import SendingOptions
 from ..parameters import check_batch, check_parameters
+from ..task import SPELLINGS
 
 _FILTERS = ("when", "changed", "created", "action", "raw")
 _TIMES = ("countdown", "debounce")
@@ -80,6 +82,29 @@ def _check_contradictions(one: Connected) -> None:
     contradictions.check_turns(one.options, one.task.ordered, one.signal, one.guarantee, where)
     contradictions.check_together(one.options, together, one.signal, one.guarantee, where)
     contradictions.check_against_signal(one.options, one.signal, [None if one.sender == ANY else one.sender], where)
+
+
+def check_ordinary(**_: Any) -> list[CheckMessage]:
+    """Warn of ordinary Celery tasks, which are called with a signal that no message of theirs can carry."""
+    return [
+        Warning(
+            f"{name} is an ordinary Celery task, whose {spelling}() is connected to {signal}: Celery puts the signal "
+            "itself into the message, which its JSON cannot carry, so the first sending fails with an EncodeError.",
+            hint="Give it base=ReceiverTask, as in @shared_task(base=ReceiverTask), or all tasks: "
+            "Celery(..., task_cls='django_celery_signals:ReceiverTask').",
+            id="dcs.W015",
+        )
+        for name, spelling, signal in dict.fromkeys(_ordinary())
+    ]
+
+
+def _ordinary() -> Iterator[tuple[str, str, str]]:
+    """Yield the tasks that are none of ours and are connected by one of Celery's methods, with that and the signal."""
+    for signal in signals():
+        for one in plain(signal):
+            task, spelling = getattr(one.receiver, "__self__", None), getattr(one.receiver, "__name__", "")
+            if isinstance(task, Task) and spelling in SPELLINGS:
+                yield str(task.name), spelling, names.short_name(names.signal_name(signal)) or "a signal"
 
 
 def check_turns(**_: Any) -> list[CheckMessage]:
@@ -209,5 +234,5 @@ def _waits(one: Connected) -> Iterator[tuple[str, float]]:
 
 CHECKS = [
     *(check_registered, check_callable, check_asynchronous, check_options),
-    *(check_turns, check_duplicates, check_acks_late, check_visibility),
+    *(check_ordinary, check_turns, check_duplicates, check_acks_late, check_visibility),
 ]

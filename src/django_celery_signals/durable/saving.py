@@ -48,6 +48,12 @@ def locks_at_once(connection: BaseDatabaseWrapper) -> bool:
     return connection.vendor != "sqlite" or str(mode).upper() in ("IMMEDIATE", "EXCLUSIVE")
 
 
+def late_database(model: type[Model]) -> str | None:
+    """Return the database that a model is written to, if its saves stay as they are there; None: they can be atomic."""
+    alias = str(router.db_for_write(model))
+    return None if locks_at_once(connections[alias]) else alias
+
+
 def is_save(signal: Signal, sender: Any) -> bool:
     """Tell whether a model's saves send a signal."""
     return signal in (pre_save, post_save) and isinstance(sender, type) and issubclass(sender, Model)
@@ -84,10 +90,20 @@ def mind_the_gap(receiver: str, signal: Signal, sender: Any, connection: BaseDat
     if (receiver, id(signal)) in _told:
         return
     _told.add((receiver, id(signal)))
-    logger.warning(
-        "%s was sent %s outside of a transaction: the delivery is committed by itself, so a process that dies just "
-        "before loses the event, and it stays if the work around it fails. Send inside transaction.atomic(), as with "
-        "ATOMIC_REQUESTS; connect receivers of saves by receiver_task() or connect() with a sender=. (Said once.)",
-        receiver,
-        short_name(signal_name(signal)) or "an unnamed signal",
-    )
+    is_late = is_save(signal, sender) and conf.get().ATOMIC_SAVES and not locks_at_once(connection)
+    name = short_name(signal_name(signal)) or "an unnamed signal"
+    logger.warning(_GAP + (_LATE if is_late else _OPEN), receiver, name, *([connection.alias] if is_late else []))
+
+
+_GAP = (
+    "%s was sent %s outside of a transaction: the delivery is committed by itself, so a process that dies just before "
+    "loses the event, and it stays if the work around it fails. "
+)
+_OPEN = (
+    "Send inside transaction.atomic(), as with ATOMIC_REQUESTS; connect receivers of saves by receiver_task() or "
+    "connect() with a sender=. (Said once.)"
+)
+_LATE = (
+    "Saves are not made atomic there, for the SQLite database %r has no transaction_mode IMMEDIATE (dcs.W001, whose "
+    "hint is the fix). (Said once.)"
+)

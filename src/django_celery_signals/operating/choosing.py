@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from django.core.management.base import CommandError
-from django.db import connections
+from django.db import Error, connections
 from django.db.models import Q
 
+from ..broker import project_app
+from ..connected import connected
 from ..durable.deliveries import DeliveryQuerySet, deliveries
+from ..durable.missing import missing_tables
 from ..durable.relay import keeping
+from ..task import ReceiverTask
 from .words import Options
 
 FILTERS = ("id", "receiver", "signal", "error", "parent", "root")
@@ -80,11 +86,19 @@ def chosen(options: Options, *, careful: bool = False) -> Iterator[DeliveryQuery
     """
     if careful and not (options["all"] or narrows(options)):
         raise CommandError(f"Choose deliveries by {', '.join(f'--{name}' for name in FILTERS)}, or give --all.")
+    if options["receiver"]:
+        _check_receiver(options["receiver"], aliases(options))
     for alias in aliases(options):
         rows = deliveries(alias).failed()
         if options["id"] is not None:
             rows = rows.filter(pk__in=[number for place, number in options["id"] if place == alias])
         yield rows.filter(_about(options))
+
+
+def _check_receiver(name: str, databases: Iterable[str]) -> None:
+    """Refuse a name that no receiver has here, and no failed delivery there."""
+    if not any(deliveries(alias).failed().filter(receiver=name).exists() for alias in databases):
+        known_receivers([name])
 
 
 def aliases(options: Options) -> Sequence[str]:
@@ -93,10 +107,42 @@ def aliases(options: Options) -> Sequence[str]:
     Raises:
         CommandError: for one that there is not.
     """
-    found = options["database"] or sorted({alias for alias, _ in options.get("id") or ()}) or keeping()
+    found = options.get("database") or sorted({alias for alias, _ in options.get("id") or ()}) or keeping()
     if unknown := [alias for alias in found if alias not in connections.settings]:
         raise CommandError(f"There is no database {unknown[0]!r}; DATABASES has {', '.join(connections)}.")
     return list(found)
+
+
+def known_receivers(names: Iterable[str], also: Iterable[str] = ()) -> list[str]:
+    """Return names of receivers.
+
+    Args:
+        names: as they were written.
+        also: further ones that there are.
+
+    Raises:
+        CommandError: for one that there is not.
+    """
+    app = project_app()
+    app.loader.import_default_modules()  # as a worker does: a task in none of the apps' usual modules
+    tasks: Any = app.tasks
+    receivers = {name for name, task in tasks.items() if isinstance(task, ReceiverTask)}
+    known, found = sorted({*receivers, *also, *(one.receiver for one in connected())}), list(names)
+    for name in found:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            remedy = f"Did you mean {close[0]}?" if close else f"There are: {', '.join(known) or 'none'}."
+            raise CommandError(f"There is no such receiver: {name}. {remedy}")
+    return found
+
+
+def lack_of(alias: str) -> str:
+    """Say which table a database lacks, and what makes it; empty where none is missing, or nobody can tell."""
+    try:
+        missing = missing_tables(alias)
+    except Error:
+        return ""
+    return f"{alias}: the table {missing[0]} is missing; run manage.py migrate --database={alias}" if missing else ""
 
 
 def _about(options: Options) -> Q:

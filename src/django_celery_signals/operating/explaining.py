@@ -18,7 +18,7 @@ from ..connected import ANY, Connected, Plain, connected, plain
 from ..durable import saving
 from ..senders import label_of
 from .finding import Subject, called_at_once, relations_of, sender_name, sent_to, shown_name, subject_of, through_of
-from .phrases import either, function_name
+from .phrases import either, function_name, late_in_words
 from .tables import write_facts, write_text
 from .wording import GUARANTEES, facts_of
 from .words import Options, Word
@@ -226,6 +226,8 @@ def _transaction(part: Part) -> str:
         return _IN_DJANGOS if isinstance(part.signal, ModelSignal) else _IN_YOURS
     if not conf.get().ATOMIC_SAVES:
         return _IN_NONE
+    if saving.is_save(part.signal, part.sender) and (late := saving.late_database(part.sender)):
+        return f"{_IN_NONE_THERE} {late_in_words(late)}"
     return _IN_OUR_OWN if part.sender in saving.models() else _IN_OUR_OWN_SOON
 
 
@@ -243,10 +245,11 @@ _IN_OUR_OWN_SOON = (
     "in each process is an exception; later ones are given a transaction of their own (ATOMIC_SAVES). Connect with "
     "receiver_task() or connect() and a sender=, and the first is no exception."
 )
-_IN_NONE = (
+_IN_NONE_THERE = (
     "In a transaction, the save and its durable deliveries are committed together. Outside of one the save is "
-    "committed first, and a process that dies just then loses the event (ATOMIC_SAVES is False)."
+    "committed first, and a process that dies just then loses the event."
 )
+_IN_NONE = f"{_IN_NONE_THERE.removesuffix('.')} (ATOMIC_SAVES is False)."
 
 
 def _write_legend(out: OutputWrapper, tasks: Iterable[Connected]) -> None:

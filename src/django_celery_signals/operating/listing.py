@@ -19,7 +19,7 @@ from ..options import NAMES, RUNNING_NAMES
 from ..senders import label_of
 from ..task import ReceiverTask
 from .finding import did_you_mean, is_named, itself, sender_name, shown_name
-from .phrases import function_name
+from .phrases import function_name, late_in_words
 from .tables import write_table, write_text
 from .wording import queue_in_words
 from .words import Options, Word
@@ -55,8 +55,19 @@ def _list(options: Options, out: OutputWrapper) -> None:
         write_table(out, HEADINGS, map(_row, found), plain=bool(options.get("no_color")))
     else:
         write_text(out, _nothing(options, every))
-    atomic = ", ".join(sorted(model._meta.label for model in saving.models())) or "none"
-    write_text(out, f"models whose saves are atomic: {atomic if conf.get().ATOMIC_SAVES else 'none (ATOMIC_SAVES)'}")
+    for line in _atomic_saves():
+        write_text(out, line)
+
+
+def _atomic_saves() -> Iterator[str]:
+    """Say which models' saves are atomic, and of which they would be but for their database."""
+    if not conf.get().ATOMIC_SAVES:
+        yield "models whose saves are atomic: none (ATOMIC_SAVES)"
+        return
+    late = {model._meta.label: saving.late_database(model) for model in saving.models()}
+    yield f"models whose saves are atomic: {', '.join(sorted(name for name in late if late[name] is None)) or 'none'}"
+    for alias in sorted({alias for alias in late.values() if alias is not None}):
+        yield f"not atomic: {', '.join(sorted(name for name in late if late[name] == alias))}. {late_in_words(alias)}"
 
 
 def _has_sender(one: Connected, label: str) -> bool:
@@ -154,9 +165,9 @@ def _facts(one: Connected) -> dict[str, Any]:
 
 def _are_atomic(one: Connected) -> bool:
     """Tell whether what sends it is saved in a transaction, together with its deliveries."""
-    return (
-        conf.get().ATOMIC_SAVES and one.sender_class in saving.models() and saving.is_save(one.signal, one.sender_class)
-    )
+    model: Any = one.sender_class
+    can_be = conf.get().ATOMIC_SAVES and model in saving.models() and saving.is_save(one.signal, model)
+    return can_be and saving.late_database(model) is None
 
 
 def _plain(value: Any) -> Any:

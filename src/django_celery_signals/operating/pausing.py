@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from argparse import ArgumentParser
 from collections.abc import Iterable
 from typing import Any
@@ -14,8 +13,7 @@ from ..connected import connected
 from ..durable.deliveries import deliveries
 from ..durable.pauses import pause, paused, resume
 from ..durable.rows import State
-from ..task import ReceiverTask
-from .choosing import add_database, aliases
+from .choosing import add_database, aliases, known_receivers
 from .words import Options, Word
 
 MOST_COUNTED = 10_000  # deliveries
@@ -36,7 +34,7 @@ def _add_resume(parser: ArgumentParser) -> None:
 
 def _pause(options: Options, out: OutputWrapper) -> None:
     """Pause receivers, also under the names that they had before, whose deliveries they still take."""
-    names = _known(options["receiver"])
+    names = known_receivers(options["receiver"])
     for name in names:
         _check_rows(name, out)
     for alias in aliases(options):
@@ -62,7 +60,7 @@ def _resume(options: Options, out: OutputWrapper) -> None:
         raise CommandError("Name the receivers that are to go on, or give --all. manage.py signals status shows them.")
     there = {alias: list(paused(alias)) for alias in aliases(options)}
     known = {name for names in there.values() for name in names}
-    names = sorted(known) if options["all"] else _all_names(_known(options["receiver"], known))
+    names = sorted(known) if options["all"] else _all_names(known_receivers(options["receiver"], known))
     if not known.intersection(names):
         out.write("Nothing is paused." if options["all"] else f"{', '.join(names)}: not paused.")
     for alias, name in ((alias, name) for alias, found in there.items() for name in found if name in names):
@@ -82,29 +80,6 @@ def _waiting(alias: str, receiver: str) -> str:
     rows = deliveries(alias).filter(state=State.PAUSED, receiver=receiver).order_by()
     count = rows[: MOST_COUNTED + 1].count()
     return f"{count:,}" if count <= MOST_COUNTED else f"more than {MOST_COUNTED:,}"
-
-
-def _known(names: Iterable[str], also: Iterable[str] = ()) -> list[str]:
-    """Return names of receivers.
-
-    Args:
-        names: as they were written.
-        also: further ones that there are.
-
-    Raises:
-        CommandError: for one that there is not.
-    """
-    app = project_app()
-    app.loader.import_default_modules()  # as a worker does: a task in none of the apps' usual modules
-    tasks: Any = app.tasks
-    receivers = {name for name, task in tasks.items() if isinstance(task, ReceiverTask)}
-    known, found = sorted({*receivers, *also, *(one.receiver for one in connected())}), list(names)
-    for name in found:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            remedy = f"Did you mean {close[0]}?" if close else f"There are: {', '.join(known) or 'none'}."
-            raise CommandError(f"There is no such receiver: {name}. {remedy}")
-    return found
 
 
 WORDS = [

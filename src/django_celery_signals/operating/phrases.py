@@ -43,3 +43,8 @@ def key_in_words(one: Connected) -> str:
 
 def _sends_itself(one: Connected) -> bool:
     return one.signal in (pre_save, post_save, pre_delete, post_delete) and one.sender_class is not None
+
+
+def late_in_words(alias: str) -> str:
+    """Say why saves in a database are not atomic."""
+    return f"The SQLite database {alias!r} has no transaction_mode IMMEDIATE (dcs.W001)."

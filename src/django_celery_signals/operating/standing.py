@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from argparse import ArgumentParser
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -13,20 +14,22 @@ from django.db import Error, connections
 from django.db.models import Count
 
 from ..broker import connection_for, is_fallback, project_app
-from ..durable.clock import In, seconds_between
+from ..durable.clock import In, by_index, seconds_between
 from ..durable.deliveries import DeliveryQuerySet, deliveries
 from ..durable.pauses import paused
 from ..durable.probe import probes
 from ..durable.rows import State
 from ..durable.texts import LARGE
 from ..statistics import Figures, rates
-from .choosing import add_database, aliases, number
+from .choosing import add_database, aliases, lack_of, number
 from .words import Options, Word
 
 MAX_LAG = 60.0  # seconds
 RECENT = 5  # minutes
 _seconds = number("a number of seconds above zero", lambda seconds: seconds > 0)
 MOST_SHOWN = 50  # blocked keys
+MOST_READ = 10_000  # deliveries that are looked at for tasks which nobody knows
+MOST_NAMED = 10  # of these tasks
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
@@ -46,6 +49,7 @@ class Standing:
     alias: str
     counts: dict[int, int]
     waiting: int  # of those that are ready, for their key's turn
+    unknown: dict[str, int]  # of those that wait for the relay: how many are for a task which is not known here
     lag: float  # seconds since the oldest that could run was due; 0: none is late
 
 
@@ -53,7 +57,19 @@ def standing(alias: str) -> Standing:
     """Look at a database; this counts its rows."""
     rows = deliveries(alias)
     counts = dict(rows.order_by().values_list("state").annotate(Count("pk")))
-    return Standing(alias=alias, counts=counts, waiting=rows.waiting().count(), lag=rows.lag())
+    return Standing(alias=alias, counts=counts, waiting=rows.waiting().count(), unknown=_unknown(alias), lag=rows.lag())
+
+
+def _unknown(alias: str) -> dict[str, int]:
+    """Return how many deliveries are for each task that the app does not have, among those that are due first."""
+    app, rows = project_app(), deliveries(alias)
+    if is_fallback(app):
+        return {}
+    app.loader.import_default_modules()  # as a worker does: a task in none of the apps' usual modules
+    waiting = rows.filter(state=State.READY, due_at__isnull=False).order_by("due_at", "pk")
+    with by_index(connections[alias], rows.model, "dcs_delivery_due"):
+        found = Counter(waiting.values_list("receiver", flat=True)[:MOST_READ])
+    return {name: count for name, count in found.items() if name not in app.tasks}
 
 
 def _age(alias: str, moment: datetime, now: datetime) -> float:
@@ -61,32 +77,47 @@ def _age(alias: str, moment: datetime, now: datetime) -> float:
 
 
 def _status(options: Options, out: OutputWrapper) -> None:
-    """Say how it stands; with --check, raise what is wrong."""
+    """Say how it stands; raise what is not migrated, and with --check what is wrong."""
     wrong: list[str] = []
+    lacking: list[str] = []
     for alias in aliases(options):
         try:
             wrong += _show(alias, options, out)
         except Error as error:
+            if lack := lack_of(alias):
+                lacking.append(lack)
+                continue
             out.write(f"{alias}: {error}")
             wrong.append(f"the database {alias!r} does not answer: {error}")
     if not options["no_broker"]:
         is_there, words = _broker()
         out.write(f"broker: {words}")
         wrong += [] if is_there else [f"the broker is away: {words}"]
-    if options["check"] and wrong:
-        raise CommandError("; ".join(wrong))
+    said = [*lacking, *(wrong if options["check"] else ())]
+    if said:
+        raise CommandError("; ".join(said))
 
 
 def _show(alias: str, options: Options, out: OutputWrapper) -> list[str]:
     """Say how it stands in one database, and return what is wrong."""
     found = standing(alias)
     words = ", ".join(f"{found.counts.get(state.value, 0)} {state.label}" for state in State)
-    out.write(f"{alias}: {words}, {found.waiting} of the ready ones wait for their key's turn")
+    turns = f", {found.waiting} of the ready ones wait for their key's turn" if found.waiting else ""
+    out.write(f"{alias}: {words}{turns}")
     out.write(f"{alias}: the oldest that is due has waited {found.lag:.0f} s")
     out.write(f"{alias}: {_rates(alias)}")
-    for line in (*_paused(alias), *_probed(alias), *_blocked(deliveries(alias))):
+    for line in (*_orphans(found.unknown), *_paused(alias), *_probed(alias), *_blocked(deliveries(alias))):
         out.write(f"{alias}:{line}")
     return list(_wrong(found, options))
+
+
+def _orphans(unknown: Mapping[str, int]) -> Iterator[str]:
+    """Yield what waits for a task that is not known here, the most first."""
+    if unknown:
+        names = [f"{name} ({count:,})" for name, count in sorted(unknown.items(), key=lambda one: (-one[1], one[0]))]
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        wait = f"{sum(unknown.values()):,} wait for a task that this process does not know"
+        yield f" {wait}: {', '.join(names[:MOST_NAMED])}{more}"
 
 
 def _rates(alias: str) -> str:
@@ -99,6 +130,8 @@ def _rates(alias: str) -> str:
 def _wrong(found: Standing, options: Options) -> Iterator[str]:
     if found.lag > options["max_lag"]:
         yield f"{found.alias}: the oldest that is due has waited {found.lag:.0f} s, more than {options['max_lag']:g}"
+    for line in _orphans(found.unknown):
+        yield f"{found.alias}:{line}"
     failed = found.counts.get(State.FAILED, 0)
     if options["max_failed"] is not None and failed > options["max_failed"]:
         yield f"{found.alias}: {failed} have failed, more than {options['max_failed']}"
@@ -148,10 +181,11 @@ WORDS = [
         name="status",
         help="say how deliveries stand; with --check, for a monitor",
         teaches="Say how deliveries stand, database by database: how many there are in each state, how long the oldest "
-        "has waited that is due (the number to watch: it grows when no relay or no worker runs), which receivers are "
-        "paused, when the probes of queues came back, which keys a failed delivery blocks; and whether the broker "
-        "answers. With --check it ends with 1 when --max-lag or --max-failed is exceeded or the broker is away, and "
-        "says so. Example: manage.py signals status --check --max-lag 60",
+        "has waited that is due (the number to watch: it grows when no relay or no worker runs), which deliveries wait "
+        "for a task that this process does not know, which receivers are paused, when the probes of queues came back, "
+        "which keys a failed delivery blocks; and whether the broker answers. With --check it ends with 1 when "
+        "--max-lag or --max-failed is exceeded, a task is not known or the broker is away, and says so. Example: "
+        "manage.py signals status --check --max-lag 60",
         add_arguments=_add_arguments,
         run=_status,
         checks=False,

@@ -361,7 +361,9 @@ def test_a_models_own_method_is_kept(monkeypatch: pytest.MonkeyPatch, receiving:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_sqlite_without_the_lock(monkeypatch: pytest.MonkeyPatch, receiving: Receiving) -> None:
+def test_sqlite_without_the_lock(
+    monkeypatch: pytest.MonkeyPatch, receiving: Receiving, caplog: pytest.LogCaptureFixture
+) -> None:
     """On SQLite whose transactions begin without the lock, saves stay as they are: one that reads first would fail."""
     inside: list[bool] = []
     receiving(post_save, sender=Tag, guarantee="durable")
@@ -378,3 +380,14 @@ def test_sqlite_without_the_lock(monkeypatch: pytest.MonkeyPatch, receiving: Rec
         pre_save.disconnect(look, sender=Tag)
 
     assert [True, False] == inside
+    assert "the SQLite database 'default' has no transaction_mode IMMEDIATE (dcs.W001" in caplog.text
+    assert "connect receivers of saves" not in caplog.text
+
+
+def test_where_saves_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model is asked about the database that it is written to."""
+    monkeypatch.setitem(connections["other"].settings_dict, "OPTIONS", {})
+
+    assert saving.late_database(Tag) is None
+    with override_settings(DATABASE_ROUTERS=[ToOther()]):
+        assert "other" == saving.late_database(Tag)

@@ -12,6 +12,7 @@ import pytest
 from celery import Celery
 from django.contrib.auth.signals import user_login_failed
 from django.core.management.base import CommandError
+from django.db import connections
 from django.db.models.signals import m2m_changed, post_delete, post_init, post_migrate, post_save, pre_save
 from django.dispatch import Signal
 
@@ -332,6 +333,17 @@ def test_transactions(
     receiving(signal, sender=sender, guarantee="durable")
 
     assert words in say("explain", what)
+
+
+def test_transactions_of_sqlite_without_the_lock(receiving: Receiving, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where transactions begin without the lock, saves have none of their own, and it is said why."""
+    receiving(post_save, sender=Tag, guarantee="durable")
+    monkeypatch.setitem(connections["default"].settings_dict, "OPTIONS", {})
+
+    said = say("explain", "shop.Tag")
+
+    assert "loses the event. The SQLite database 'default' has no transaction_mode IMMEDIATE (dcs.W001)." in said
+    assert "a save outside of a transaction is given one of its own" not in said
 
 
 def test_transactions_without_deliveries(receiving: Receiving) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import BaseCommand
+from django.core.management.base import BaseCommand, CommandError
+from django.db import DatabaseError
 
 from ...operating import explaining, failed, listing, pausing, purging, running, standing
+from ...operating.choosing import aliases, lack_of
 from ...operating.words import Teaching, Word
 
 WORDS = [
@@ -34,8 +36,18 @@ class Command(BaseCommand):
         return super().execute(*args, **{**options, "skip_checks": skipped})
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Do what the word says."""
-        _word(options["word"]).run(options, self.stdout)
+        """Do what the word says.
+
+        Raises:
+            CommandError: from the word; also where a database lacks the library's tables.
+        """
+        try:
+            _word(options["word"]).run(options, self.stdout)
+        except DatabaseError as error:
+            lacks = [lack for alias in aliases(options) if (lack := lack_of(alias))]
+            if not lacks:
+                raise
+            raise CommandError("; ".join(lacks)) from error
 
 
 def _word(name: str) -> Word:
