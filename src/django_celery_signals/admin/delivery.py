@@ -18,6 +18,7 @@ from ..durable.clock import In
 from ..durable.deliveries import deliveries
 from ..durable.rows import State
 from ..durable.texts import LARGE
+from ..plurals import quantity
 from .acting import answering
 from .bounds import BoundedPaginator, counted
 from .choices import ASKED, FILTERS
@@ -185,7 +186,7 @@ class DeliveryAdmin(LineageAdmin):
         """Show how often it was tried, and how that ended."""
         return (
             f"{row.attempts} failed, {row.crashes} crashed, {row.reruns} to be repeated without counting; "
-            f"published {row.sends} times since the last"
+            f"published {quantity(row.sends, 'time', 'times')} since the last"
         )
 
     @admin.display(description="coalesces")
