@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 
 from .exceptions import PublishError
+
+logger = logging.getLogger(__name__)
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds for which the open breaker refuses; doubled at each failure
 MOST_OF_COST = 15  # ... but never longer than so many times what the failed try cost: a refused connection costs little
@@ -46,7 +49,7 @@ class Breaker:
         return time.monotonic() < self._open_until
 
     def failed(self, began: float, cause: str) -> None:
-        """Open, for twice as long as the last time.
+        """Open, for twice as long as the last time; when it was closed, say so, once for an outage.
 
         Args:
             began: when the failed publication did; one that began before the breaker opened tells nothing new.
@@ -55,10 +58,15 @@ class Breaker:
         with self._lock:
             if began < self._opened_at:
                 return
+            was_closed = not self._pause
             self._opened_at, self._cause = time.monotonic(), cause
             longest = min(LONGEST_PAUSE, MOST_OF_COST * (self._opened_at - began))
             self._pause = min(max(self._pause * 2, FIRST_PAUSE), longest)
             self._open_until = self._opened_at + self._pause
+        if was_closed:
+            logger.warning(
+                "The broker takes no messages (%s). Durable deliveries wait in their table until it does.", cause
+            )
 
     def succeeded(self) -> None:
         """Close."""

@@ -27,6 +27,7 @@ from .durable.rows import State
 from .envelope import Envelope, Reader
 from .event import Event
 from .exceptions import UnknownReceiver
+from .plurals import quantity
 from .signals import receiver_started
 from .wire import ARGUMENT
 
@@ -140,7 +141,7 @@ def assert_sent(
         yield sent
     found = _chosen(sent, receiver, signal, arguments)
     if len(found) != times if times is not None else not found:
-        how = f"was sent {len(found)} times, not {times}" if times is not None else "was not sent"
+        how = f"was sent {quantity(len(found), 'time', 'times')}, not {times}" if times is not None else "was not sent"
         raise AssertionError(f"{_wanted(receiver, signal, arguments)} {how}. Sent was:{sent}")
 
 
@@ -163,9 +164,9 @@ def _chosen(sent: SentSignals, receiver: Any, signal: Signal | None, arguments: 
 
 
 def _wanted(receiver: Any, signal: Signal | None, arguments: dict[str, Any]) -> str:
-    what = names.short_name(names.signal_name(signal)) if signal is not None else "something"
+    what = f"{names.short_name(names.signal_name(signal))} -> " if signal is not None else ""
     given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-    return f"{what} -> {name_of(receiver)}" + (f" with {given}" if given else "")
+    return f"{what}{name_of(receiver)}" + (f" with {given}" if given else "")
 
 
 # Run -------------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from .durable.together import All, Later, PutOff, complete_together, give_back, 
 from .event import Event, running
 from .exceptions import ContextLost, DecodeError, RetryAfter
 from .execution import arguments, attempt, nodes, read, run
+from .plurals import quantity
 from .signals import receiver_started, tell
 from .wire import objects_in
 
@@ -237,7 +238,7 @@ def _give_back(task: Any, holds: Sequence[Held], error: Exception) -> None:
     if isinstance(error, Retry):
         seconds = policy.seconds_until(error.when)
     logger.warning(
-        *("%s: %d deliveries run again, one by one, for together there was %r.", task.name, len(holds), error),
+        *("%s: %s will run again, one by one, for together there was %r.", task.name, quantity(len(holds)), error),
         exc_info=error,
     )
     give_back(holds, seconds)

@@ -16,6 +16,7 @@ from .codec.core import TAG
 from .envelope import Envelope
 from .event import Event
 from .exceptions import DecodeError, UnknownVersion
+from .plurals import quantity
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ def unseal(sealed: Any) -> Envelope:
 def summary_of(sealed: Any) -> str:
     """Return the summary of what a message carries without trusting it: for logs and monitors only."""
     if isinstance(sealed, dict) and isinstance(sealed.get("rows"), list):
-        return f"{len(sealed['rows'])} deliveries of {sealed.get('alias')!r:.80}"
+        return f"{quantity(len(sealed['rows']))} of {sealed.get('alias')!r:.80}"
     if isinstance(sealed, dict):
         return f"delivery {sealed.get('id')!r:.20} of {sealed.get('alias')!r:.80}"
     try:

@@ -55,6 +55,8 @@ def test_a_round(browser: Browser, site: str, shot: Shot, width: int, theme: str
 
     log_in(page)
     look("1-list")
+    if width == WIDE:
+        assert page.evaluate("(box => box.scrollWidth <= box.clientWidth)(document.querySelector('.results'))")
     assert "72 deliveries" in page.inner_text(".paginator")
     page.click("#changelist-filter >> text=failed")
     page.wait_for_url("**state=failed**")

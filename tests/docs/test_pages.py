@@ -739,9 +739,8 @@ def words_of_command() -> dict[str, list[str]]:
     """Return the words of ``manage.py signals``, and the options of each, by the command's own parser."""
     parser = Command().create_parser("manage.py", "signals")
     (words,) = [action for action in parser._actions if action.dest == "word"]
-    own = {name for action in parser._actions for name in action.option_strings}
     return {
-        word: [name for action in inner._actions for name in action.option_strings if name not in own]
+        word: [name for action in inner._actions for name in action.option_strings if name not in ("-h", "--help")]
         for word, inner in words.choices.items()  # type: ignore[union-attr]
     }
 

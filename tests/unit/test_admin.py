@@ -258,7 +258,16 @@ def test_list(client: Client) -> None:
     assert ">ready<" in text
     assert ">failed<" in text
     assert ">k1<" in text
+    assert '<div class="dcs-below">3 attempts</div>' in text
     assert "2 deliveries" in text
+
+
+def test_page_of_the_app(client: Client) -> None:
+    """The app's own page of the admin leads to the dashboard and to the failures."""
+    text = page(client, "/admin/django_celery_signals/")
+
+    assert f'<a href="{LIST}dashboard/">Dashboard</a>' in text
+    assert f'<a href="{LIST}failures/">Failures by cause</a>' in text
 
 
 def test_empty_list(client: Client) -> None:
@@ -468,12 +477,11 @@ def test_queries_of_the_list(client: Client) -> None:
 def test_links_to_objects(log_in: Callable[..., Client]) -> None:
     """A delivery leads to its object's admin page, where there is one, it is there, and one may see it."""
     client = log_in(*EVERY, "view_order")
-    link = "/admin/shop/order/5/change/"
-    written()
+    link, row = "/admin/shop/order/5/change/", written()
 
-    assert link in page(client)
+    assert link in page(client, own(row))
     User.objects.get().user_permissions.set(Permission.objects.filter(codename__in=EVERY))
-    assert link not in page(client)
+    assert link not in page(client, own(row))
 
 
 @pytest.mark.parametrize(
@@ -492,14 +500,14 @@ def test_no_links(log_in: Callable[..., Client], columns: dict[str, Any]) -> Non
     client, row = log_in(superuser=True), written()
     deliveries("default").filter(pk=row.pk).update(**columns)
 
-    assert 'change/">shop.' not in page(client)
+    assert 'change/">shop.' not in page(client, own(row))
 
 
 def test_no_links_to_another_database(log_in: Callable[..., Client]) -> None:
     """A delivery of another database does not lead to the default one's object of the same key."""
-    written("other")
+    row = written("other")
 
-    assert 'change/">shop.' not in page(log_in(superuser=True), database="other")
+    assert 'change/">shop.' not in page(log_in(superuser=True), own(row))
 
 
 def test_no_links_without_addresses(log_in: Callable[..., Client], rf: RequestFactory) -> None:

@@ -20,7 +20,7 @@ from django_celery_signals.admin import bounds, dashboard, plots
 from django_celery_signals.durable.deliveries import State
 from django_celery_signals.durable.pauses import pause
 from django_celery_signals.statistics import table
-from tests.delivering import place
+from tests.delivering import moment, place
 from tests.parameters import each_database
 from tests.receiving import Receiving
 from tests.shop.models import Order, User
@@ -204,7 +204,7 @@ def test_numbers(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "COUNTED", 2)
     place("default", "shop.a", 3)
     place("default", "shop.a", 3, state=State.FAILED)
-    lag, waiting, failed, _ = shown(client).numbers
+    lag, waiting, _, _, failed, _ = shown(client).numbers
 
     assert re.fullmatch(r"\d\.\d s", lag.text)
     assert ("3", "state=ready", False) == (waiting.text, waiting.query, waiting.is_bad)
@@ -214,13 +214,25 @@ def test_numbers(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     assert f'<a href="{LIST}?database=default&state=failed">' in page(client)
 
 
+def test_numbers_of_those_that_cannot_run_yet(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is due later, and what waits behind others of its key, is counted by itself, so far."""
+    place("default", "shop.a", 2, due_at=moment(60))
+    place("default", "shop.a", lane="a", slot="a", due_at=moment(60))
+    place("default", "shop.a", 2, lane="a", due_at=None)
+    texts = {one.label: one.text for one in shown(client).numbers}
+
+    assert ("0", "3", "2") == (texts["Waiting"], texts["Later"], texts["Behind others"])
+    monkeypatch.setattr(dashboard, "COUNTED", 2)
+    assert dashboard._behind("default").more
+
+
 def test_numbers_of_nothing(client: Client) -> None:
     """Where all have arrived nothing is bad."""
     numbers = shown(client).numbers
 
-    assert ["0 s", "0", "0", "0"] == [one.text for one in numbers]
+    assert ["0 s", "0", "0", "0", "0", "0"] == [one.text for one in numbers]
     assert not any(one.is_bad for one in numbers)
-    assert "none" == numbers[3].note
+    assert "none" == numbers[5].note
 
 
 def test_paused(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +240,7 @@ def test_paused(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("shop.a", "shop.b", "shop.c"):
         pause(name, "default")
     monkeypatch.setattr(dashboard, "MOST_PAUSED", 2)
-    text, number = page(client), shown(client).numbers[3]
+    text, number = page(client), shown(client).numbers[5]
 
     assert f'<a href="{LIST}?database=default&state=paused&receiver=shop.b">shop.b</a>' in text
     assert "and 1 more" in text
@@ -425,7 +437,7 @@ def test_in_each_database(client: Client, alias: str, now: int) -> None:
     with CaptureQueriesContext(connections[alias]) as many:
         shown(client, database=alias, span="week")
 
-    assert len(few) == len(many) <= 16
+    assert len(few) == len(many) <= 18
     assert "2" == found.numbers[1].text
     assert ["shop.a"] == [one.label for one in found.paused]
     assert {"11:00": ["0.12", "0"]} == texts(found.plots[0])

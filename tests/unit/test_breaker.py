@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -119,6 +120,20 @@ def test_it_learns_an_outage_once(clock: SimpleNamespace) -> None:
 
     clock.now += 0.5
     assert allows(breaker)
+
+
+def test_it_logs_an_outage_once(clock: SimpleNamespace, caplog: pytest.LogCaptureFixture) -> None:
+    """The log says once of each outage that the broker takes nothing, whatever fails after that."""
+    breaker = Breaker()
+    pauses(breaker, clock, COST)
+    words = "The broker takes no messages (OSError: no route). Durable deliveries wait in their table until it does."
+
+    assert [("django_celery_signals.breaker", logging.WARNING, words)] == caplog.record_tuples
+
+    breaker.succeeded()
+    clock.now += COST
+    fail(breaker, clock)
+    assert [words] * 2 == caplog.messages
 
 
 def test_it_says_why(clock: SimpleNamespace) -> None:

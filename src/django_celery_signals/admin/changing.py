@@ -13,6 +13,7 @@ from django.db import transaction
 
 from ..durable.deliveries import DeliveryQuerySet, deliveries
 from ..durable.rows import STEP, State
+from ..plurals import quantity
 from .bounds import COUNTED, Count, counted
 from .places import place_of
 
@@ -130,4 +131,4 @@ def _log(alias: str, rows: Sequence[Any], verb: Verb, user_id: Any, *, each: boo
 def _in_words(alias: str, rows: Sequence[Any], verb: Verb) -> str:
     first, last = place_of(alias, rows[-1].pk), place_of(alias, rows[0].pk)
     receivers = ", ".join(f"{name} ({count})" for name, count in Counter(row.receiver for row in rows).most_common())
-    return f"{verb.done.capitalize()} {len(rows)} deliveries between {first} and {last}: {receivers}."
+    return f"{verb.done.capitalize()} {quantity(len(rows))} between {first} and {last}: {receivers}."

@@ -7,24 +7,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from django.db import connections
+from django.db import connections, models
 from django.utils.http import urlencode
 
 from .. import conf
 from ..connected import connected
-from ..durable.clock import by_index, instant
+from ..durable.clock import In, by_index, instant
 from ..durable.deliveries import deliveries
 from ..durable.pauses import paused
 from ..durable.rows import State
 from ..statistics import Figures, Point, rates, series, table
 from ..statistics.flushing import EVERY
 from ..statistics.upkeep import DAY, MOST_WAITING, waiting
-from .bounds import Count, counted
+from .bounds import COUNTED, Count, counted
 from .choices import of_state
 from .facts import span
 from .listing import BY_STATE
 from .plots import Plot, Times, compact, draw, written
 
+BY_DUE, BY_LANE = "dcs_delivery_due", "dcs_delivery_lane"  # indexes
 RATED = 5  # minutes of which the rates are
 SETTLED = 1.5 * EVERY  # seconds after which every process has written its minute; before, a plot would end in a fall
 MOST_PAUSED = 20  # receivers that are named
@@ -130,12 +131,25 @@ def _numbers(alias: str) -> list[Number]:
     lag, rows, wait = deliveries(alias).lag(), deliveries(alias), waiting(alias)
     with by_index(connections[alias], rows.model, BY_STATE):
         failed = counted(of_state(rows, State.FAILED))
+    with by_index(connections[alias], rows.model, BY_DUE):
+        later = counted(rows.filter(state=State.READY, due_at__gt=In(0)).order_by("due_at"))
     waits = Count(number=wait, more=wait >= MOST_WAITING)
     return [
-        Number(label="Oldest due age", text=lag_text(lag), query="state=ready", note="of what could run"),
+        Number(label="Oldest that is due", text=lag_text(lag), query="state=ready", note="of what could run"),
         Number(label="Waiting", text=str(waits), query="state=ready", note="for a relay or a worker"),
+        Number(label="Later", text=str(later), query="state=ready", note="after a delay, or an error"),
+        Number(label="Behind others", text=str(_behind(alias)), query="state=ready", note="of the same key"),
         Number(label="Failed", text=str(failed), query="state=failed", note="given up", is_bad=bool(failed)),
     ]
+
+
+def _behind(alias: str) -> Count:
+    """Return how many wait for their key's turn, of the first among those that have a key."""
+    rows = deliveries(alias)
+    with by_index(connections[alias], rows.model, BY_LANE):
+        first = rows.filter(state=State.READY, lane__isnull=False).order_by("lane", "pk")[: COUNTED + 1]
+        found = first.aggregate(all=models.Count("pk"), waiting=models.Count("pk", filter=models.Q(slot=None)))
+    return Count(number=found["waiting"], more=found["all"] > COUNTED)
 
 
 def _paused(alias: str) -> list[Number]:

@@ -13,20 +13,20 @@ from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from .. import names
 from ..durable.clock import In
 from ..durable.deliveries import deliveries
 from ..durable.rows import State
 from ..durable.texts import LARGE
+from ..plurals import quantity
 from .acting import answering
 from .bounds import BoundedPaginator, counted
 from .choices import ASKED, FILTERS
-from .facts import HIDDEN, NONE, age, badge, block, dotted, due, object_link, passed, pretty
+from .facts import HIDDEN, NONE, age, badge, block, dotted, due, object_link, passed, pretty, stacked
 from .lineage import Lineage, LineageAdmin
 from .listing import DeliveryList
 from .places import database_of, place_of, read_place
 
-SHOWN = ["state_shown", "summary", "receiver_shown", "age", "due", "attempts", "key", "object_shown", "signal_shown"]
+SHOWN = ["stands", "summary", "receiver_shown", "times", "key"]  # what there is room for beside the filters
 
 FACTS = ["place", "state_shown", "summary", "object_shown", "receiver", "signal", "event_id"]
 FAILURE = ["error_type", "fingerprint", "message_shown", "traceback_shown"]
@@ -126,9 +126,9 @@ class DeliveryAdmin(LineageAdmin):
         """Return the facts in groups, without those that this delivery has nothing of."""
         heading = "Failure" if obj is not None and obj.state == State.FAILED else "Last failure"
         failure = [(heading, {"fields": FAILURE})] if obj is not None and obj.error_type else []
-        turn = [("Turn", {"fields": TURN})] if obj is not None and obj.lane else []
+        turn = [("Order", {"fields": TURN})] if obj is not None and obj.lane else []
         family = [name for name in FAMILY if name != "root" or (obj is not None and obj.root_id)]
-        course, sent = ("Course", {"fields": COURSE}), ("What was sent", {"fields": SENT})
+        course, sent = ("Times", {"fields": COURSE}), ("What was sent", {"fields": SENT})
         return [(None, {"fields": FACTS}), *failure, *turn, ("Lineage", {"fields": family}), course, sent]
 
     @answering
@@ -155,10 +155,10 @@ class DeliveryAdmin(LineageAdmin):
         """Show where it stands."""
         return badge(row.state)
 
-    @admin.display(description="signal")
-    def signal_shown(self, row: Any) -> str:
-        """Show its signal without the module."""
-        return names.short_name(row.signal)
+    @admin.display(description="state")
+    def stands(self, row: Any) -> SafeString:
+        """Show where it stands, and below that how often it was tried in vain."""
+        return stacked(badge(row.state), quantity(row.attempts, "attempt", "attempts") if row.attempts else "")
 
     @admin.display(description="receiver")
     def receiver_shown(self, row: Any) -> SafeString:
@@ -185,7 +185,7 @@ class DeliveryAdmin(LineageAdmin):
         """Show how often it was tried, and how that ended."""
         return (
             f"{row.attempts} failed, {row.crashes} crashed, {row.reruns} to be repeated without counting; "
-            f"published {row.sends} times since the last"
+            f"published {quantity(row.sends, 'time', 'times')} since the last"
         )
 
     @admin.display(description="coalesces")
@@ -194,9 +194,9 @@ class DeliveryAdmin(LineageAdmin):
         return "yes" if row.folds else "no"
 
     @admin.display(description="age")
-    def age(self, row: Any) -> SafeString:
-        """Show how long ago it was sent."""
-        return age(row)
+    def times(self, row: Any) -> SafeString:
+        """Show how long ago it was sent, and below that when something happens to it."""
+        return stacked(age(row), due(row) if row.due_at is not None else "")
 
     @admin.display(description="due")
     def due(self, row: Any) -> str:

@@ -38,6 +38,12 @@ def badge(state: int) -> SafeString:
     return format_html('<span class="dcs-state dcs-{}">{}</span>', name, name)
 
 
+def stacked(first: str, second: str) -> SafeString:
+    """Return one text, and another below it, more quietly; without the other where it is empty."""
+    below = format_html('<div class="dcs-below">{}</div>', second) if second else ""
+    return format_html("{}{}", first, below)
+
+
 def span(seconds: float) -> str:
     """Return a distance in its largest units: ``3 d``, ``2 h 5 min``, ``40 s``."""
     left = int(abs(seconds))

@@ -14,7 +14,6 @@ from ..durable.clock import by_index
 from ..durable.deliveries import DeliveryQuerySet, deliveries
 from .bounds import LOOKED_AT, counted, newest, of_age
 from .choices import AGES, ASKED, FAMILY, STATES, from_event, of_state
-from .facts import object_link
 from .places import DATABASE, place_of, read_place
 from .searching import about
 
@@ -85,8 +84,6 @@ class DeliveryList(ChangeList):
         with by_index(connections[rows.db], rows.model, self._index()):
             super().get_results(request)
             self.result_list: Any = list(self.result_list)
-        for row in self.result_list:
-            row.object_link = object_link(self.model_admin.admin_site, request, row)
         self.total = self.paginator.total
 
     @property

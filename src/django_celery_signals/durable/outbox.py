@@ -18,6 +18,7 @@ from ..broker import is_eager
 from ..envelope import Envelope
 from ..exceptions import PublishError, SettingsError
 from ..handover import Message, Patience, publish
+from ..plurals import quantity
 from ..publisher import publisher
 from ..wire import dump
 from .deliveries import deliveries
@@ -184,7 +185,7 @@ def _put_back_all(references: Sequence[Reference]) -> list[Reference]:
         try:
             deliveries(alias).put_back_all([one.id for one in mine], [one.token for one in mine])
         except Error as failure:
-            logger.warning("%d deliveries could not be put back, and may be late: %s", len(mine), failure)
+            logger.warning("%s could not be put back, and may be late: %s", quantity(len(mine)), failure)
     return [reference for reference in references if connections[reference.alias].in_atomic_block]
 
 

@@ -11,6 +11,7 @@ from celery import Celery
 
 from ..event import new_id
 from ..handover import Message
+from ..plurals import quantity
 from .deliveries import deliveries
 from .outbox import message_of
 from .pace import most_together
@@ -72,7 +73,7 @@ def message_of_pack(app: Celery, pack: Pack, using: str) -> Message:
         receiver=first.receiver,
         event_id=(own_id := new_id()),
         signal_name=first.signal,
-        summary=f"{len(pack)} deliveries, the first of {first.summary}",
+        summary=f"{quantity(len(pack))}, the first of {first.summary}",
         body=Chunk(alias=using, receiver=first.receiver, rows=[(row.pk, row.token) for row in pack]).carried(),
         options={
             **routing,

@@ -13,6 +13,7 @@ from django.db.models import F, Q
 from kombu import Queue
 
 from ..broker import connection_for, is_outage
+from ..plurals import quantity
 from .clock import In, instant
 from .deliveries import deliveries
 from .rows import State, new_token
@@ -103,7 +104,7 @@ class Probes:
             seen = instant(probe.seen, connections[self.using])
             lost = deliveries(self.using).sweep(probe.queue, seen, BATCH)
             if lost:
-                logger.warning("%d deliveries were lost in the queue %r; they are sent again.", lost, probe.queue)
+                logger.warning("%s, lost in the queue %r, will be sent again.", quantity(lost), probe.queue)
             if lost < BATCH:
                 probes(self.using).filter(queue=probe.queue, seen=seen).update(swept=seen)
             more = more or lost == BATCH

@@ -18,6 +18,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from .. import conf
 from ..broker import is_fallback, is_outage, project_app
 from ..exceptions import PublishError
+from ..plurals import quantity
 from .bulk import Bulk
 from .deliveries import Claimed, deliveries
 from .packing import message_of_pack, packed
@@ -215,7 +216,7 @@ class Relay:
         for row, error in refused:
             alike[row.receiver, _patience(error), f"{type(error).__name__}: {error}"].append(row.pk)
         for (receiver, seconds, reason), ids in alike.items():
-            logger.warning("%d deliveries for %s could not be published: %s", len(ids), receiver, reason)
+            logger.warning("%s for %s could not be published: %s", quantity(len(ids)), receiver, reason)
             deliveries(alias).release(claim, ids, seconds)
 
 

@@ -19,6 +19,7 @@ from ..envelope import Envelope
 from ..event import Event
 from ..exceptions import LeaseLost, RetryAfter
 from ..handover import Hook
+from ..plurals import quantity
 from .clock import In
 from .deliveries import DeliveryQuerySet, deliveries
 from .hold import Held, held, lease_of
@@ -40,7 +41,8 @@ def opened_together(task: Any, chunk: Chunk) -> list[Held]:
     seconds, renews = lease_of(task, chunk.alias, len(chunk.rows))
     rows = deliveries(chunk.alias).open_together(chunk, seconds)
     if len(rows) < len(chunk.rows):
-        logger.debug("%d deliveries of %r are done or in other hands.", len(chunk.rows) - len(rows), chunk.alias)
+        gone = len(chunk.rows) - len(rows)
+        logger.debug("Done or in other hands: %s of %r.", quantity(gone), chunk.alias)
     return [held(task, chunk.alias, row, seconds, renews) for row in rows]
 
 

@@ -15,6 +15,7 @@ from django.db import Error, connections
 from .. import conf
 from ..event import Event
 from ..exceptions import DecodeError, UnknownReceiver, WorkerLost
+from ..plurals import quantity
 from ..wire import parse
 from .clock import In
 from .deliveries import CRASH_BUDGET, deliveries
@@ -89,7 +90,8 @@ class Upkeep:
             return False
         again, spent = deliveries(self.using).expire(BATCH)
         if again:
-            logger.warning("%d receivers in %r run again: their workers ended without a word.", again, self.using)
+            whose = "its worker" if again == 1 else "their workers"
+            logger.warning("%s in %r will run again: %s ended without a word.", quantity(again), self.using, whose)
         for row in spent:
             error = WorkerLost(
                 f"{row.receiver}: the workers of {CRASH_BUDGET} runs ended without a word, as they do when a receiver "
@@ -120,7 +122,7 @@ class Upkeep:
         waiting = [row for row in rows if row.reruns < UNKNOWN_TRIES]
         deliveries(self.using).release(claim, [row.pk for row in waiting], UNKNOWN_WAIT, counted=True)
         for receiver, count in Counter(row.receiver for row in waiting).items():
-            logger.warning("No task %r is known here; %d deliveries wait for one.", receiver, count)
+            logger.warning("No task %r is known here; %s must wait for one.", receiver, quantity(count))
         for row in rows:
             if row.reruns < UNKNOWN_TRIES:
                 continue
@@ -157,7 +159,7 @@ class Upkeep:
         """Delete and erase in small steps."""
         purged = deliveries(self.using).purge(BATCH)
         if purged:
-            logger.info("Purged %d deliveries in %r.", purged, self.using)
+            logger.info("Purged %s in %r.", quantity(purged), self.using)
         return bool(purged)
 
 

@@ -77,8 +77,8 @@ def insert(rows: Sequence[New], using: str) -> None:
                 rows[0].pk = int(cursor.fetchone()[0] if texts.returns else cursor.lastrowid)
     except Error as error:
         error.add_note(
-            f"django_celery_signals wrote the delivery for {rows[0].receiver} to the database {using!r}. If the table "
-            f"is missing there, run: manage.py migrate --database={using}"
+            f"django_celery_signals was writing the delivery for {rows[0].receiver} to the database {using!r}. If the "
+            f"table is missing there, run: manage.py migrate --database={using}"
         )
         raise
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
+from typing import Any
 
 from django.core.management.base import OutputWrapper
 
@@ -14,6 +15,12 @@ from .words import Options, Word
 
 def _add_listed(parser: ArgumentParser) -> None:
     parser.add_argument("--limit", type=count, default=50, help="most to show (50)")
+    parser.add_argument(
+        "--traceback",
+        dest="tracebacks",
+        action="store_true",
+        help="also the traceback of each, which may have values of what was sent",
+    )
     add_filters(parser)
 
 
@@ -24,17 +31,29 @@ def _add_changing(parser: ArgumentParser) -> None:
 
 
 def _list(options: Options, out: OutputWrapper) -> None:
-    """Show one line for each, without a value of the sending."""
-    left = options["limit"]
+    """Show one line for each, without a value of the sending; or with the error as it was, where that is asked for."""
+    left, whole = options["limit"], options["tracebacks"]
+    unread = ["payload"] if whole else ["payload", "error_message", "traceback"]
     for rows in chosen(options):
-        for row in rows.order_by("-finished_at", "-pk").defer("payload", "error_message", "traceback")[:left]:
+        for row in rows.order_by("-finished_at", "-pk").defer(*unread)[:left]:
             left -= 1
             out.write(
                 f"{rows.db}:{row.pk}  {row.finished_at:%Y-%m-%d %H:%M:%S}  {row.receiver}  {row.summary}  "
                 f"{row.fingerprint}  attempts={row.attempts} crashes={row.crashes}"
             )
+            if whole:
+                out.write(_error_of(row))
     if left == options["limit"]:
         out.write("There is no such failed delivery." if narrows(options) else "No delivery has failed.")
+
+
+def _error_of(row: Any) -> str:
+    """Return the traceback, at whose end the message stands, as lines that cannot move the cursor."""
+    lines = (row.traceback or row.error_message or _NO_ERROR).splitlines()
+    return "\n".join(f"    {''.join(sign if sign.isprintable() else ' ' for sign in line)}".rstrip() for line in lines)
+
+
+_NO_ERROR = "The traceback is not kept any more (FAILED_PAYLOAD_DAYS)."
 
 
 def _retry(options: Options, out: OutputWrapper) -> None:
@@ -67,8 +86,9 @@ WORDS = [
         help="show failed deliveries, the newest first",
         teaches="Show the deliveries that were given up, the newest first: database and id, when, receiver, what was "
         "sent, fingerprint (the error's type and the first function of your own code that it came through), attempts, "
-        "crashes. Never a value of what was sent. Example: manage.py signals list-failed --signal post_save "
-        "--limit 10",
+        "crashes. Never a value of what was sent, but with --traceback, which shows under each line the traceback, "
+        "with the error's message at its end. Examples: manage.py signals list-failed --signal post_save --limit 10; "
+        "manage.py signals list-failed --id default:5 --traceback",
         add_arguments=_add_listed,
         run=_list,
         checks=False,

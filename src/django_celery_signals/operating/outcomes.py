@@ -74,20 +74,26 @@ def _retries(one: Connected) -> str:
         return "is not tried again, unless the receiver asks for it (self.retry(), RetryAfter)."
     errors = f"{either(error.__name__ for error in named)} (autoretry_for=) " if named else ""
     times = "without end" if limit is None else "once" if limit == 1 else f"up to {limit} times"
-    pauses = (
-        _pauses(one.task, options.get("countdown")) if named else f"after 1, 2, 4, ... at most {LONGEST_PAUSE} seconds"
-    )
+    pauses = _pauses(one.task, limit, options.get("countdown")) if named else _growing(limit, 1, LONGEST_PAUSE)
     others = " Any other error fails at once." if named else ""
     return f"{errors}is tried again {times} (max_retries=), {pauses}.{others}"
 
 
-def _pauses(task: Any, countdown: float | None) -> str:
+def _growing(limit: int | None, first: int, longest: int) -> str:
+    """Return pauses that double; of a single one there is no row."""
+    if limit == 1:
+        return f"after about {seconds(min(first, longest))}"
+    return f"after {first}, {first * 2}, {first * 4}, ... at most {longest} seconds"
+
+
+def _pauses(task: Any, limit: int | None, countdown: float | None) -> str:
     """Return when Celery lets a task run again that names the errors which are worth it."""
     backoff = getattr(task, "retry_backoff", False)
     if not backoff:
-        return f"after {seconds(task.default_retry_delay if countdown is None else countdown)} each time"
+        each = "" if limit == 1 else " each time"
+        return f"after {seconds(task.default_retry_delay if countdown is None else countdown)}{each}"
     first, longest = int(max(1, backoff)), getattr(task, "retry_backoff_max", LONGEST_PAUSE)
-    return f"after {first}, {first * 2}, {first * 4}, ... at most {longest} seconds (retry_backoff=)"
+    return f"{_growing(limit, first, longest)} (retry_backoff=)"
 
 
 def kept(one: Connected) -> Iterable[str]:

@@ -66,7 +66,7 @@ def _resume(options: Options, out: OutputWrapper) -> None:
     for alias, name in ((alias, name) for alias, found in there.items() for name in found if name in names):
         count = _waiting(alias, name)
         done = "would go on" if options["dry_run"] or not resume(name, alias) else "goes on"
-        out.write(f"{alias}: {name} {done}; {count} deliveries were paused")
+        out.write(f"{alias}: {name} {done}; {count} paused")
 
 
 def _all_names(names: Iterable[str]) -> list[str]:
@@ -79,7 +79,9 @@ def _waiting(alias: str, receiver: str) -> str:
     """Return how many are paused, up to a bound: there may be very many."""
     rows = deliveries(alias).filter(state=State.PAUSED, receiver=receiver).order_by()
     count = rows[: MOST_COUNTED + 1].count()
-    return f"{count:,}" if count <= MOST_COUNTED else f"more than {MOST_COUNTED:,}"
+    if count > MOST_COUNTED:
+        return f"more than {MOST_COUNTED:,} deliveries were"
+    return "1 delivery was" if count == 1 else f"{count:,} deliveries were"
 
 
 WORDS = [

@@ -359,6 +359,9 @@ def test_pause_and_resume(receiving: Receiving) -> None:
     assert [name] == list(paused("other"))
     assert "".join(would).replace("would go on", "goes on") == say("resume", "--all")
     assert ({}, {}) == (paused("default"), paused("other"))
+    pause(name, "other")
+    deliveries("other").filter(pk=deliveries("other").latest("pk").pk).delete()
+    assert f"other: {name} goes on; 1 delivery was paused\n" == say("resume", "--all")
     assert "Nothing is paused.\n" == say("resume", "--all")
     assert f"{name}: not paused.\n" == say("resume", name)
 
@@ -558,6 +561,19 @@ def test_list(tasks: Tasks) -> None:
     assert [f"default:{new}", f"default:{old}", f"other:{other}"] == [line.split()[0] for line in lines]
     when = f"{deliveries('default').get(pk=old).finished_at:%Y-%m-%d %H:%M:%S}"
     assert f"default:{old}  {when}  shop.note  bell  shop.Boom in shop.views.buy  attempts=20 crashes=0" == lines[1]
+
+
+def test_list_with_tracebacks() -> None:
+    """--traceback shows what was raised under each line, as text that moves no cursor, or that it is erased."""
+    failed(finished_at=moment(-2), traceback="Traceback:\n  File\x1b[2J\nBoom: 5\n", error_message="5")
+    failed(finished_at=moment(-1), error_message="6")
+    failed(finished_at=moment(0))
+
+    lines = say("list-failed", "--traceback").splitlines()
+
+    assert "    The traceback is not kept any more (FAILED_PAYLOAD_DAYS)." == lines[1]
+    assert "    6" == lines[3]
+    assert ["    Traceback:", "      File [2J", "    Boom: 5"] == lines[5:]
 
 
 def test_list_is_limited() -> None:

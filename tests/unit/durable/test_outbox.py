@@ -1225,7 +1225,7 @@ def test_what_cannot_be_put_back_together(monkeypatch: pytest.MonkeyPatch, caplo
 
     outbox._put_back_all(ways_to("default"))
 
-    assert "1 deliveries could not be put back" in caplog.text
+    assert "1 delivery could not be put back" in caplog.text
 
 
 @pytest.mark.parametrize("queue", ["mails", ""])

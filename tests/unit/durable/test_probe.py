@@ -252,7 +252,7 @@ def test_what_was_lost_is_sent_again(
     look.work()
 
     assert {"ready": 3, "sent": 3, "running": 1} == states("default")
-    assert f"3 deliveries were lost in the queue {queue!r}; they are sent again." in caplog.text
+    assert f"3 deliveries, lost in the queue {queue!r}, will be sent again." in caplog.text
     assert {(0, 0, 1)} == set(
         deliveries("default").filter(state=State.READY).values_list("attempts", "crashes", "sends")
     )

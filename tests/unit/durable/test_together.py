@@ -956,7 +956,7 @@ def test_the_reason_is_said(alias: str, celery_app: Celery, receive: Any, caplog
     work_together(celery_app, alias)
 
     (said,) = [record.getMessage() for record in caplog.records if record.name == module.__name__]
-    assert "2 deliveries run again, one by one" in said
+    assert "2 deliveries will run again, one by one" in said
     assert "SoftTimeLimitExceeded" in said
 
 

@@ -212,7 +212,7 @@ def test_dead_runs_begin_again(upkeep: Upkeep, tasks: Tasks, caplog: pytest.LogC
     assert [(crashes, 2, 0) for crashes in (1, 2, 3, 4)] == list(rows.values_list("crashes", "attempts", "sends"))
     assert [{1}, {2}, {4}, {8}] == [seconds_left("default", pk=row.pk) for row in rows]
     assert {"ready": 4, "running": 1} == states("default")
-    assert "4 receivers in 'default' run again: their workers ended without a word." in caplog.text
+    assert "4 deliveries in 'default' will run again: their workers ended without a word." in caplog.text
 
 
 def test_many_dead_runs(upkeep: Upkeep, tasks: Tasks, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,7 +358,7 @@ def test_unknown_receiver_waits(
         assert (State.READY, minute + 1, 0, 0) == (row.state, row.reruns, row.attempts, row.crashes)
         assert {60} == seconds_left("default")
         deliveries("default").update(due_at=moment(-1))
-    assert f"No task {task.name!r} is known here; 1 deliveries wait for one." in caplog.text
+    assert f"No task {task.name!r} is known here; 1 delivery must wait for one." in caplog.text
     assert 0 == relay.once()
 
     row = deliveries("default").get()

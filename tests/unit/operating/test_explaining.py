@@ -494,7 +494,7 @@ OPTIONS: list[tuple[str, Signal, dict[str, Any], str, str]] = [
         post_save,
         {"autoretry_for": (OSError,), "retry_kwargs": {"max_retries": 1, "countdown": 9}},
         "an error",
-        "tried again once (max_retries=), after 9 seconds each time",
+        "tried again once (max_retries=), after 9 seconds",
     ),
     (
         "autoretry_for",
@@ -502,6 +502,20 @@ OPTIONS: list[tuple[str, Signal, dict[str, Any], str, str]] = [
         {"autoretry_for": (OSError,), "retry_backoff": 5, "retry_backoff_max": 99},
         "an error",
         "after 5, 10, 20, ... at most 99 seconds (retry_backoff=).",
+    ),
+    (
+        "autoretry_for",
+        post_save,
+        {"autoretry_for": (OSError,), "retry_kwargs": {"max_retries": 1}, "retry_backoff": 5},
+        "an error",
+        "tried again once (max_retries=), after about 5 seconds (retry_backoff=).",
+    ),
+    (
+        "max_retries",
+        post_save,
+        {"max_retries": 1, **DURABLE},
+        "an error",
+        "is tried again once (max_retries=), after about 1 second.",
     ),
     (
         "max_retries",
