@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from django_celery_signals.durable.deliveries import deliveries
+from django_celery_signals.durable.deliveries import State, deliveries
 from django_celery_signals.statistics.table import minutes
 from tests.brokers import Broker
 from tests.parameters import each_database
@@ -45,7 +45,10 @@ def test_processes_that_end(broker: Broker, processes: Processes, alias: str) ->
 
     assert [0, 0] == [shell.wait() for shell in shells]
 
-    assert (20, 20) == (figures(alias, WELCOME, "sent"), figures(alias, "", "sent"))
+    # What the folder did not take at once is the relay's to send: two processes may meet in it.
+    sent = deliveries(alias).filter(state=State.SENT).count()
+    assert (20, True) == (deliveries(alias).count(), sent > 10)
+    assert (sent, sent) == (figures(alias, WELCOME, "sent"), figures(alias, "", "sent"))
 
 
 @each_database
