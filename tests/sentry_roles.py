@@ -36,12 +36,13 @@ sentry_sdk.init(
 )
 
 from django_celery_signals import Discard, Relay, receiver_task  # noqa: E402 - after Sentry, as in a project
+from django_celery_signals.durable import packing  # noqa: E402
 from django_celery_signals.durable.clock import In  # noqa: E402
 from django_celery_signals.durable.deliveries import deliveries  # noqa: E402
 from tests.brokers import Broker  # noqa: E402
 from tests.drain import Published, arrived  # noqa: E402
 
-rung, refused, hurried, dropped = Signal(), Signal(), Signal(), Signal()
+rung, refused, hurried, dropped, poured = Signal(), Signal(), Signal(), Signal(), Signal()
 seen: list[Any] = []  # by receivers
 
 
@@ -72,6 +73,18 @@ def hurry() -> None:
 def drop() -> None:
     """Drop the event on purpose."""
     raise Discard("nobody wants it")
+
+
+@receiver_task(poured, guarantee="durable", countdown=1, chunk_size=10)
+def one_by_one(number: int) -> None:
+    """Come in a message with others, and leave something to be done after the commit."""
+    transaction.on_commit(lambda: seen.append(number))
+
+
+@receiver_task(poured, guarantee="durable", countdown=1, batch=True)
+def all_at_once(events: list[Any]) -> None:
+    """Come in a message with others."""
+    seen.append([event.kwargs["number"] for event in events])
 
 
 def send(signal: Signal, name: str, **kwargs: Any) -> str:
@@ -124,6 +137,16 @@ def others(broker: Broker) -> dict[str, Any]:
     """Send an event without a row that fails, and a durable one that is dropped."""
     traces = [send(hurried, "request"), send(dropped, "request")]
     return {"traces": traces, "states": [work(message) for message in arrived(broker, 2)]}
+
+
+def several(broker: Broker) -> dict[str, Any]:
+    """Send events that a relay puts into one message for each receiver."""
+    packing.SHARES = 1  # else only where many wait
+    with sentry_sdk.start_transaction(name="request", op="http.server") as request, transaction.atomic():
+        for number in range(3):
+            poured.send(sender=None, number=number)
+    relay()
+    return {"traces": [request.trace_id], "states": [work(message) for message in arrived(broker, 2)]}
 
 
 def main(role: str, name: str, url: str, queue: str, said: str, code: str = "") -> None:

@@ -23,3 +23,17 @@ def test_sentry_block(broker: Broker, processes: Processes) -> None:
     assert [("tests.sentry_roles.refuse", request)] * 2 == [(run["name"], run["trace_id"]) for run in runs]
     assert [request, request] == told.facts["seen"]
     assert told.transactions("queue.task.celery")[-1]["trace_id"] == trace_of(told.errors[-1])["trace_id"] != request
+
+
+@needs_sentry
+@pytest.mark.django_db(transaction=True)
+def test_sentry_block_and_several_in_a_message(broker: Broker, processes: Processes) -> None:
+    """Each of several runs is one transaction in the trace of the sending; those of a batch have Celery's alone."""
+    told = play(processes, broker, "several", block_with(OBSERVABILITY, "sentry_sdk.continue_trace("))
+
+    [request] = told.facts["traces"]
+    assert (["SUCCESS"] * 2, 4) == (told.facts["states"], len(told.facts["seen"]))
+    runs = [(run["name"], run["trace_id"]) for run in told.transactions("queue.process")]
+    assert [("tests.sentry_roles.one_by_one", request)] * 3 == runs
+    celerys = {run["name"].rpartition(".")[2] for run in told.transactions("queue.task.celery")}
+    assert {"one_by_one", "all_at_once"} == celerys
