@@ -42,7 +42,8 @@ from django_celery_signals.durable.deliveries import deliveries  # noqa: E402
 from tests.brokers import Broker  # noqa: E402
 from tests.drain import Published, arrived  # noqa: E402
 
-rung, refused, hurried, dropped, poured = Signal(), Signal(), Signal(), Signal(), Signal()
+rung, refused, hurried, dropped = Signal(), Signal(), Signal(), Signal()
+poured, spilled = Signal(), Signal()
 seen: list[Any] = []  # by receivers
 
 
@@ -85,6 +86,13 @@ def one_by_one(number: int) -> None:
 def all_at_once(events: list[Any]) -> None:
     """Come in a message with others."""
     seen.append([event.kwargs["number"] for event in events])
+
+
+@receiver_task(spilled, guarantee="durable", countdown=1, chunk_size=10, max_retries=0)
+def spill(number: int) -> None:
+    """Come in a message with others, of which one fails for good."""
+    if number == 1:
+        raise OutOfStock("none are left")
 
 
 def send(signal: Signal, name: str, **kwargs: Any) -> str:
@@ -140,13 +148,23 @@ def others(broker: Broker) -> dict[str, Any]:
 
 
 def several(broker: Broker) -> dict[str, Any]:
-    """Send events that a relay puts into one message for each receiver."""
+    """Send events that a relay puts into one message for each of two receivers."""
+    return together(broker, poured, 2)
+
+
+def several_refusals(broker: Broker) -> dict[str, Any]:
+    """Send events that a relay puts into one message; one of them fails for good."""
+    return together(broker, spilled, 1)
+
+
+def together(broker: Broker, signal: Signal, count: int) -> dict[str, Any]:
+    """Send events that a relay puts into so many messages."""
     packing.SHARES = 1  # else only where many wait
     with sentry_sdk.start_transaction(name="request", op="http.server") as request, transaction.atomic():
         for number in range(3):
-            poured.send(sender=None, number=number)
+            signal.send(sender=None, number=number)
     relay()
-    return {"traces": [request.trace_id], "states": [work(message) for message in arrived(broker, 2)]}
+    return {"traces": [request.trace_id], "states": [work(message) for message in arrived(broker, count)]}
 
 
 def main(role: str, name: str, url: str, queue: str, said: str, code: str = "") -> None:

@@ -86,3 +86,15 @@ def test_other_outcomes(broker: Broker, processes: Processes) -> None:
     assert ["FAILURE", "IGNORED"] == told.facts["states"]
     assert (f"{ROLES}.hurry", [("OutOfStock", "none are left", "celery")]) == (error["transaction"], exceptions(error))
     assert ["internal_error", "aborted"] == [run["status"] for run in told.transactions("queue.task.celery")]
+
+
+def test_one_of_several_fails(broker: Broker, processes: Processes) -> None:
+    """The error of one of several in a message is sent by way of the library's record, which has its traceback."""
+    told = play(processes, broker, "several_refusals")
+
+    record, error = told.errors
+    assert (["SUCCESS"], "django_celery_signals.durable.failing") == (told.facts["states"], record["logger"])
+    assert ("django_celery_signals.together", f"{ROLES}.spill") == (error["logger"], error["transaction"])
+    assert [("OutOfStock", "none are left", "logging")] == exceptions(error)
+    assert "spill" == error["exception"]["values"][0]["stacktrace"]["frames"][-1]["function"]
+    assert ["ok"] == [run["status"] for run in told.transactions("queue.task.celery")]
