@@ -46,6 +46,9 @@ class Carrier:
 _carriers: dict[str, Carrier] = {}
 _told: set[tuple[str, str]] = set()
 
+#: Whether what is restored is for what follows a run, and no other run.
+follows: ContextVar[bool] = ContextVar("follows", default=False)
+
 
 def register_context(
     name: str,
@@ -162,10 +165,13 @@ def restored_again(context: Mapping[str, Any]) -> Iterator[None]:
         yield
         return
     with ExitStack() as blocks:
+        token = follows.set(True)
         try:
             blocks.enter_context(restored(beside))
         except ContextLost:
             logger.exception("What follows a run is done without its context.")
+        finally:
+            follows.reset(token)
         yield
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from celery.signals import task_postrun
 from django.dispatch import Signal
 
-from ..context import register_context
+from ..context import follows, register_context
 from ..durable.failure import type_name
 from ..event import Event, current_event
 from ..signals import receiver_discarded, receiver_failed, receiver_started, receiver_succeeded
@@ -124,7 +124,7 @@ def _captured() -> dict[str, str]:
 @contextmanager
 def _restored(headers: dict[str, str]) -> Iterator[None]:
     context, run = propagate.extract(headers), None
-    for options in _options:
+    for options in [] if follows.get() else _options:
         context, run = _begun(options, context, current_event())
     token, mine = attach(context), _running.set(run)
     try:
@@ -210,6 +210,8 @@ def _settle(event: Event | None, outcome: str, error: Exception | None = None) -
     if error is not None:
         _note(run.span, error)
     if run.ended_at:
+        if _pending.runs.get(run.event_id) is run:
+            del _pending.runs[run.event_id]
         run.span.end(run.ended_at)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.app.trace import build_tracer
+from django.db import transaction
 from django.dispatch import Signal
 from opentelemetry import baggage, context, trace
 from opentelemetry.instrumentation.celery import CeleryInstrumentor
@@ -20,6 +21,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from django_celery_signals import Discard, Relay, current_event
 from django_celery_signals import context as surroundings
+from django_celery_signals.durable import packing
 from django_celery_signals.durable.deliveries import deliveries
 from django_celery_signals.event import new_event
 from django_celery_signals.observing import opentelemetry
@@ -350,3 +352,37 @@ def test_several_in_a_message(
     counts = [(run.attributes or {}).get("messaging.batch.message_count") for run in runs]
     assert counts == ([3] if batch else [None] * 3)
     assert {} == opentelemetry._pending.runs
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_follows_one_of_several(
+    provider: TracerProvider,
+    exporter: InMemorySpanExporter,
+    receiving: Receiving,
+    celery_app: Celery,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What is done after the commit of several has no span of its own, and each run's span ends once."""
+    monkeypatch.setattr(packing, "SHARES", 1)  # else only where many wait
+    connect(tracer_provider=provider)
+    bell, seen = Signal(), []
+
+    def take_one(number: int) -> None:
+        transaction.on_commit(lambda: seen.append(number))
+        if number == 1:
+            raise ValueError("this one")
+
+    task = receiving(bell, take_one, guarantee="durable", countdown=1, chunk_size=10)
+    with provider.get_tracer("tests").start_as_current_span("request"):
+        for number in range(3):
+            bell.send(sender=None, number=number)
+    deliveries("default").update(due_at=moment(-1))
+    assert 3 == Relay(app=celery_app, databases=["default"]).once()
+    [message] = take(celery_app)
+    tracer = build_tracer(task.name, task, app=celery_app)  # as a worker does
+    tracer(message.headers["id"], message.args, message.kwargs, request={**message.headers, "hostname": "worker"})
+
+    names = [span.name for span in exporter.get_finished_spans()]
+    assert (["request", *[f"{task.name} process"] * 3], [0, 2]) == (names, seen)
+    assert [] == [record.message for record in caplog.records if record.name.startswith("opentelemetry")]
