@@ -31,6 +31,13 @@ def project_app() -> Celery:
     return app
 
 
+def loaded_app() -> Celery:
+    """Return the project's app with the tasks that its workers have: also those in none of the apps' usual modules."""
+    app = project_app()
+    app.loader.import_default_modules()
+    return app
+
+
 def is_fallback(app: Celery) -> bool:
     """Tell whether an app is the unconfigured one that Celery makes when it is asked too early."""
     return isinstance(app.loader, FallbackLoader)

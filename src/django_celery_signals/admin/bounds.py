@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +11,7 @@ from django.core.paginator import Paginator
 from django.db import connections
 from django.db.models import Max, Min, QuerySet
 
-from ..durable.clock import In, instant
+from ..durable.clock import In, seconds_between
 from ..durable.deliveries import DeliveryQuerySet, deliveries
 
 COUNTED = 10_000  # rows that are counted, paged through, grouped, or changed by one action
@@ -80,15 +79,11 @@ def _first_since(using: str, seconds: float) -> int:
     while low < high:
         middle = (low + high) // 2
         following = rows.filter(pk__gte=middle).order_by("pk").values_list("pk", "created_at", In(0)).first()
-        if following is None or _passed(following[1], following[2], connection) <= seconds:
+        if following is None or seconds_between(following[1], following[2], connection) <= seconds:
             high = middle
         else:
             low = following[0] + 1
     return low
-
-
-def _passed(earlier: datetime, later: datetime, connection: Any) -> float:
-    return (instant(later, connection) - instant(earlier, connection)).total_seconds()
 
 
 def newest(rows: DeliveryQuerySet, limit: int | None = None, order: Sequence[str] = ("-pk",)) -> int | None:

@@ -11,7 +11,7 @@ from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.recorder import MigrationRecorder
 
-from ..broker import project_app
+from ..broker import loaded_app
 from ..durable.missing import missing_tables
 from ..durable.rows import State
 from .project import used
@@ -99,8 +99,7 @@ def _isolation(connection: BaseDatabaseWrapper) -> str:
 
 def _unknown(alias: str) -> Iterator[str]:
     rows = apps.get_model("django_celery_signals", "Delivery").objects.using(alias)
-    app = project_app()
-    app.loader.import_default_modules()  # as a worker does: a task in none of the apps' usual modules
+    app = loaded_app()
     open_ones = rows.filter(state__in=(State.READY, State.SENT, State.PAUSED)).order_by("id")
     for name in sorted(set(open_ones.values_list("receiver", flat=True)[:READ])):
         if name not in app.tasks:

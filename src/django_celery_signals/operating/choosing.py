@@ -12,7 +12,7 @@ from django.core.management.base import CommandError
 from django.db import Error, connections
 from django.db.models import Q
 
-from ..broker import project_app
+from ..broker import loaded_app
 from ..connected import connected
 from ..durable.deliveries import DeliveryQuerySet, deliveries
 from ..durable.missing import missing_tables
@@ -123,9 +123,7 @@ def known_receivers(names: Iterable[str], also: Iterable[str] = ()) -> list[str]
     Raises:
         CommandError: for one that there is not.
     """
-    app = project_app()
-    app.loader.import_default_modules()  # as a worker does: a task in none of the apps' usual modules
-    tasks: Any = app.tasks
+    tasks: Any = loaded_app().tasks
     receivers = {name for name, task in tasks.items() if isinstance(task, ReceiverTask)}
     known, found = sorted({*receivers, *also, *(one.receiver for one in connected())}), list(names)
     for name in found:

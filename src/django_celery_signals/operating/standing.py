@@ -13,7 +13,7 @@ from django.core.management.base import CommandError, OutputWrapper
 from django.db import Error, connections
 from django.db.models import Count
 
-from ..broker import connection_for, is_fallback, project_app
+from ..broker import connection_for, is_fallback, loaded_app, project_app
 from ..durable.clock import In, by_index, seconds_between
 from ..durable.deliveries import DeliveryQuerySet, deliveries
 from ..durable.pauses import paused
@@ -62,10 +62,9 @@ def standing(alias: str) -> Standing:
 
 def _unknown(alias: str) -> dict[str, int]:
     """Return how many deliveries are for each task that the app does not have, among those that are due first."""
-    app, rows = project_app(), deliveries(alias)
-    if is_fallback(app):
+    if is_fallback(project_app()):
         return {}
-    app.loader.import_default_modules()  # as a worker does: a task in none of the apps' usual modules
+    app, rows = loaded_app(), deliveries(alias)
     waiting = rows.filter(state=State.READY, due_at__isnull=False).order_by("due_at", "pk")
     with by_index(connections[alias], rows.model, "dcs_delivery_due"):
         found = Counter(waiting.values_list("receiver", flat=True)[:MOST_READ])
