@@ -16,6 +16,8 @@ from kombu.transport import memory
 from tests import run
 from tests.services import SERVICES
 
+_SPOOL = "tests.spool:Transport"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Broker:
@@ -38,6 +40,7 @@ class Broker:
             "event_exchange": f"{self.queue}_events",
             "worker_enable_remote_control": False,
             **({"task_default_queue_type": "quorum"} if self.name == "quorum" else {}),
+            **({"broker_transport": _SPOOL} if self.name == "filesystem" else {}),
         }
 
     def queue_named(self, name: str) -> str:
@@ -49,7 +52,8 @@ class Broker:
 
     def connection(self) -> Connection:
         """Return a new connection, to look at what was published."""
-        return Connection(self.url, transport_options=self.options)
+        transport = _SPOOL if self.name == "filesystem" else None
+        return Connection(self.url, transport=transport, transport_options=self.options)
 
     def message_count(self, queue: str | None = None) -> int:
         """Return how many messages wait in a queue, by default in the default one."""

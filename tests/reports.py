@@ -25,6 +25,12 @@ def report(task: str, **facts: Any) -> None:
         file.write(line.encode())
 
 
+def whole_lines(file: Path) -> list[str]:
+    """Return the lines that are written to their end. One that is just being written may be seen in part."""
+    text = file.read_text() if file.exists() else ""
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
 @dataclass(frozen=True, slots=True)
 class Reports:
     """What was reported so far."""
@@ -38,8 +44,7 @@ class Reports:
 
     def of(self, task: str) -> list[dict[str, Any]]:
         """Return what one task has reported, oldest first."""
-        text = self.file.read_text() if self.file.exists() else ""
-        facts = [json.loads(line) for line in text.splitlines()]
+        facts = [json.loads(line) for line in whole_lines(self.file)]
         return [fact for fact in facts if fact.pop("task") == task]
 
     def wait_for(self, task: str, count: int = 1, *, timeout: float = 40) -> list[dict[str, Any]]:

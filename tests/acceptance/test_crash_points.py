@@ -28,7 +28,7 @@ from tests.scene import CRASH_BUDGET, Scene, each_pair
 from tests.shop.models import Order, Tag
 from tests.waiting import wait_until
 
-# Not "filesystem": a process that dies while it writes a message leaves an empty file, which ends every worker.
+# The brokers of sites; "filesystem" is for development.
 DATABASES = ("default", "postgres", "mariadb")
 EVERYWHERE = list(product(DATABASES, ("redis", "rabbitmq")))
 ROTATED = list(zip(DATABASES, ("redis", "rabbitmq", "redis"), strict=True))

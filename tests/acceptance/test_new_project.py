@@ -14,6 +14,7 @@ import pytest
 
 from tests.docs.pages import block_with, page_of
 from tests.processes import Process, Processes
+from tests.reports import whole_lines
 from tests.waiting import wait_until
 
 CELERY = """
@@ -130,8 +131,8 @@ class Project:
     def received(self, count: int) -> list[dict[str, Any]]:
         """Return what the task wrote, as soon as it did so that often."""
         file = self.folder / "got"
-        wait_until(lambda: file.exists() and file.read_text().count("\n") >= count, what=f"{count} runs of the task")
-        return [json.loads(line) for line in file.read_text().splitlines()]
+        wait_until(lambda: len(whole_lines(file)) >= count, what=f"{count} runs of the task")
+        return [json.loads(line) for line in whole_lines(file)]
 
 
 @pytest.fixture(scope="module")
