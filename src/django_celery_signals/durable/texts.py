@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
@@ -50,11 +51,12 @@ class Texts:
     """The statements for one database; the names of moments are for who executes them to fill in."""
 
     returns: bool  # whether what is inserted or opened is returned, so that it need not be asked for
-    values: Callable[[Any], tuple[Any, ...]]  # what a new row has for the columns that it is inserted with
+    given: Sequence[str]  # the columns that a new row is inserted with
+    values: Callable[[Any], tuple[Any, ...]]  # what it has for them
     insert: str
     row: str  # what follows for each row that is inserted
     key: str  # what follows for a single one, to learn its key
-    many: str  # of many, a list of each column's values; empty where there are no such lists
+    many: str  # of many, their values by column, which ``sources_of`` fills in; empty where there are no such lists
     open: str
     open_folding: str  # says as well whether others wait behind it
     complete: str
@@ -102,10 +104,9 @@ def _texts(connection: BaseDatabaseWrapper, returns: bool, given: Sequence[str] 
         "values": ", ".join([*["%s"] * len(given), *["0"] * len(COUNTS)]),
         "id": "RETURNING id" if returns else "",  # else the cursor knows it
         **{later: f"{{{later}}}" for later in ("now", "due", "among", *MOMENTS)},
-        "selected": ", ".join(f"v.{quote(name)}{'::jsonb' if name == 'options' else ''}" for name in given),
+        "selected": ", ".join(f"{quote(name)}{'::jsonb' if name == 'options' else ''}" for name in given),
         "zeros": ", ".join(["0"] * len(COUNTS)),
-        "lists": ", ".join(f"%s::{_LISTS.get(name, 'text')}[]" for name in (*given, "due_in")),
-        "names": ", ".join(map(quote, (*given, "due_in"))),
+        "sources": "{sources}",
         "published": ", ".join(f"{table}.{quote(name)}" for name in PUBLISHED),
         "returning": _returning(connection, whole) if returns else "",
     }
@@ -116,7 +117,7 @@ def _texts(connection: BaseDatabaseWrapper, returns: bool, given: Sequence[str] 
     absent = () if connection.vendor == "postgresql" else ("claim", "mark", "many")
     texts = {name: "" if name in absent else text.format(**names) for name, text in _TEXTS.items()}
     values = attrgetter(*("json" if name == "options" else name for name in given))
-    return Texts(returns=returns, values=values, **texts)
+    return Texts(returns=returns, given=given, values=values, **texts)
 
 
 def _returning(connection: BaseDatabaseWrapper, whole: str) -> str:
@@ -124,8 +125,35 @@ def _returning(connection: BaseDatabaseWrapper, whole: str) -> str:
     return f"RETURNING {', '.join(map(quote, OPENED)) if connection.vendor == 'postgresql' else whole}"
 
 
-# What PostgreSQL takes a list of values for that is none of text.
-_LISTS = {
+#: How the values of many rows are said: as an array, as a text to be cut where this is, or once, when all are alike.
+LIST, CUT, ONCE = "%s::{}[]", "string_to_array(%s, chr(31))", "%s::{}"
+SEPARATOR = chr(31)
+
+
+@lru_cache
+def sources_of(given: Sequence[str], ways: Sequence[str]) -> str:
+    """Return what PostgreSQL reads many new rows from. The parameters of what is said once are the last.
+
+    Args:
+        given: the columns; ``due_in`` follows them.
+        ways: how the values of each are said.
+    """
+    columns = list(zip((*given, "due_in"), ways, strict=True))
+    many, once = ([column for column in columns if (column[1] == ONCE) is is_once] for is_once in (False, True))
+    sources = [f"unnest({_placed(many)}) AS v ({_named(many)})", f"(VALUES ({_placed(once)})) AS w ({_named(once)})"]
+    return ", ".join(sources if once else sources[:1])
+
+
+def _placed(columns: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(way.format(_KINDS.get(name, "text")) for name, way in columns)
+
+
+def _named(columns: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(f'"{name}"' for name, _ in columns)
+
+
+# What PostgreSQL takes a value for that is none of text.
+_KINDS = {
     "folds": "boolean",
     "state": "smallint",
     "token": "bigint",
@@ -159,8 +187,8 @@ _TEXTS = {
     "insert": "INSERT INTO {table} ({given}) VALUES",
     "row": "({values}, {due_at}, {sent_at}, {created_at})",
     "key": "{id}",
-    "many": "INSERT INTO {table} ({given}) SELECT {selected}, {zeros}, {now} + v.due_in * INTERVAL '1 second', "
-    "CASE WHEN v.sends > 0 THEN {now} END, {now} FROM unnest({lists}) AS v ({names})",
+    "many": "INSERT INTO {table} ({given}) SELECT {selected}, {zeros}, {now} + due_in * INTERVAL '1 second', "
+    "CASE WHEN sends > 0 THEN {now} END, {now} FROM {sources}",
     "open": f"{_OPEN} {{returning}}",
     "open_folding": f"{_OPEN} {{returning_followed}}",
     "complete": f"DELETE {_HELD}",

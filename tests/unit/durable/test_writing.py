@@ -11,8 +11,8 @@ from django.test.utils import CaptureQueriesContext
 from django_celery_signals.durable.clock import In
 from django_celery_signals.durable.deliveries import deliveries
 from django_celery_signals.durable.rows import State
-from django_celery_signals.durable.texts import COUNTS, GIVEN, MOMENTS
-from django_celery_signals.durable.writing import New, _elements, insert
+from django_celery_signals.durable.texts import COUNTS, CUT, GIVEN, LIST, MOMENTS, ONCE
+from django_celery_signals.durable.writing import New, _said, insert
 from django_celery_signals.models import Delivery
 from tests.parameters import each_database
 
@@ -52,17 +52,30 @@ KINDS = {
 
 
 @pytest.mark.parametrize(
-    ("column", "written"),
+    ("column", "way", "value"),
     [
-        pytest.param(("a", 'b"', "c\\"), r'"a","b\"","c\\"', id="texts"),
-        pytest.param(("a\0b", "c"), '"a\0b","c"', id="texts that no database takes"),
-        pytest.param((1, 2.5, True), "1,2.5,True", id="numbers"),
-        pytest.param((Name("a"), None, 1), '"a",NULL,1', id="others"),
+        pytest.param(("a", "a"), ONCE, "a", id="alike"),
+        pytest.param((None, None), ONCE, None, id="nothing"),
+        pytest.param(("a", 'b"', "c\\"), CUT, 'a\x1fb"\x1fc\\', id="texts"),
+        pytest.param(("", "a\n"), CUT, "\x1fa\n", id="texts of which one is empty"),
+        pytest.param(("a\x1f", 'b"', "c\\"), LIST, '{"a\x1f","b\\"","c\\\\"}', id="texts with a separator"),
+        pytest.param((1, 2.5, True), LIST, "{1,2.5,True}", id="numbers"),
+        pytest.param((Name("a"), None, 1), LIST, '{"a",NULL,1}', id="others"),
     ],
 )
-def test_elements_of_an_array(column: Any, written: str) -> None:
-    """Each value of a column is an element of its own, whatever it holds."""
-    assert written == _elements(column)
+def test_values_of_a_column(column: Any, way: str, value: Any) -> None:
+    """Each value of a column arrives as it is, whatever it holds, with as little as can be said."""
+    assert (way, value) == _said(column)
+
+
+@each_database("postgres", transaction=False)
+def test_columns_said_in_every_way(alias: str) -> None:
+    """What is cut, listed or said once is the same on PostgreSQL."""
+    texts = ["", 'a"b\\{},', "NULL", "€\n\t'%s"]
+    for more in (texts, [*texts, "a\x1fb"]):
+        insert([New(**{**FULL, "event_id": str(at), "payload": text}) for at, text in enumerate(more)], alias)
+        assert more == list(deliveries(alias).order_by("pk").values_list("payload", flat=True))
+        deliveries(alias).erase()
 
 
 @each_database("default", "postgres", "mariadb", transaction=False)
