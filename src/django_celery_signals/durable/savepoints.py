@@ -1,14 +1,16 @@
 """Savepoints of several deliveries in one transaction, one after the other.
 
 On PostgreSQL the end of one and the beginning of the next are one round trip, for there a connection knows by itself
-whether the transaction is broken; elsewhere only the end of a savepoint tells. They are executed by the client's own
-cursor, for Django's takes as long again as client and server together.
+whether the transaction is broken; elsewhere only the end of a savepoint tells. With psycopg 3 even that waits until a
+receiver uses the connection: many do not, for what they need was fetched beforehand. Both are executed by the client's
+own cursor, for Django's takes as long again as client and server together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -40,28 +42,36 @@ class _Savepoints:
                 yield
             return
         connection: Any = connections[using]
-        name = self._begin(connection)
-        connection.savepoint_ids.append(name)  # by which Django knows what is rolled back with it
-        try:
-            with transaction.atomic(using=using, savepoint=False):
-                yield
-            if not _is_whole(connection):
-                connection.savepoint_commit(name)  # which says why
-                self._last = None
-        except Exception:
-            _roll_back(connection, name)
-            raise
-        finally:
-            connection.savepoint_ids = [one for one in connection.savepoint_ids if one != name]
+        name = f"django_celery_signals_{next(self._numbers)}"
+        with self._begun(connection, name):
+            connection.savepoint_ids.append(name)  # by which Django knows what is rolled back with it
+            try:
+                with transaction.atomic(using=using, savepoint=False):
+                    yield
+                if self._last == name and not _is_whole(connection):
+                    connection.savepoint_commit(name)  # which says why
+                    self._last = None
+            except Exception:
+                _roll_back(connection, name)
+                raise
+            finally:
+                connection.savepoint_ids = [one for one in connection.savepoint_ids if one != name]
 
-    def _begin(self, connection: Any) -> str:
-        name, last = f"django_celery_signals_{next(self._numbers)}", self._last
+    def _begun(self, connection: Any, name: str) -> AbstractContextManager[Any]:
+        """Begin a savepoint, at the latest when the block uses the connection, be it to roll back."""
+        begin = partial(self._begin, connection, name)
+        if _locks(connection):
+            return _before_its_use(connection.connection, begin)
+        begin()
+        return nullcontext()
+
+    def _begin(self, connection: Any, name: str) -> None:
         with connection.wrap_database_errors:
             if self._cursor is None or self._cursor.connection is not connection.connection:
                 self._cursor = connection.connection.cursor()
+            last = self._last
             self._cursor.execute(f"RELEASE SAVEPOINT {last}; SAVEPOINT {name}" if last else f"SAVEPOINT {name}")
         self._last = name
-        return name
 
 
 def _is_whole(connection: Any) -> bool:
@@ -76,3 +86,57 @@ def _roll_back(connection: Any, name: str) -> None:
         connection.savepoint_rollback(name)
     except Error:
         connection.needs_rollback = True
+
+
+# Just in time ----------------------------------------------------------------------------------------------------
+
+
+class _Lock:
+    """A client's lock that does something else, once, before it is taken for the first time."""
+
+    def __init__(self, client: Any, act: Callable[[], Any]) -> None:
+        self._client, self._lock, self._acts = client, client.lock, [act]
+        client.lock = self
+
+    def put_back(self) -> None:
+        if self._client.lock is self:
+            self._client.lock = self._lock
+
+    def __enter__(self) -> Any:
+        self.put_back()
+        while self._acts:
+            self._acts.pop()()
+        return self._lock.__enter__()
+
+    def __exit__(self, *error: Any) -> Any:
+        return self._lock.__exit__(*error)
+
+
+@contextmanager
+def _before_its_use(client: Any, act: Callable[[], Any]) -> Iterator[None]:
+    """Do something as soon as a block uses a client's connection, in whatever way, before it does; else never."""
+    lock = _Lock(client, act)
+    try:
+        yield
+    finally:
+        lock.put_back()
+
+
+_known: dict[type, bool] = {}  # classes of clients, and whether they do
+
+
+def _locks(connection: Any) -> bool:
+    """Tell whether a client takes its lock before it sends anything, as psycopg 3 does; tried once."""
+    client = connection.connection
+    if not hasattr(client, "lock"):
+        return False
+    if type(client) not in _known:
+        taken: list[bool] = []
+        with (
+            connection.wrap_database_errors,
+            _before_its_use(client, lambda: taken.append(True)),
+            client.cursor() as cursor,
+        ):
+            cursor.execute("SELECT 1")
+        _known[type(client)] = bool(taken)
+    return _known[type(client)]

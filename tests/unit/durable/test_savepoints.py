@@ -1,0 +1,247 @@
+"""Savepoints that begin when a receiver first uses the connection: by whatever way, and not at all without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from threading import Lock
+from typing import Any
+
+import pytest
+from celery import Celery
+from django.db import connections, transaction
+
+from django_celery_signals.durable import savepoints
+from tests.delivering import states
+from tests.holding import bell, message_together, send
+from tests.parameters import each_database
+from tests.receiving import Receiving
+from tests.shop.models import Tag
+
+ALIAS = "postgres"
+INSERT = "INSERT INTO shop_tag (name) VALUES (%s) RETURNING id"
+each_of_psycopg = each_database(ALIAS)
+
+
+class Boom(Exception):
+    """What receivers raise here."""
+
+
+@pytest.fixture
+def receive(receiving: Receiving) -> Any:
+    """Declares a durable receiver of the bell whose deliveries can be put together."""
+    return lambda function: receiving(bell, function, guarantee="durable", chunk_size=50)
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The savepoints that were begun."""
+    names: list[str] = []
+    begin = savepoints._Savepoints._begin
+
+    def noted(self: Any, connection: Any, name: str) -> None:
+        begin(self, connection, name)
+        names.append(name)
+
+    monkeypatch.setattr(savepoints._Savepoints, "_begin", noted)
+    return names
+
+
+@pytest.fixture
+def inserting(alias: str) -> Iterator[str]:
+    """A function of the database that leaves an effect."""
+    with connections[alias].cursor() as cursor:
+        cursor.execute(
+            "CREATE FUNCTION dcs_leave(text) RETURNS bigint LANGUAGE sql "
+            "AS 'INSERT INTO shop_tag (name) VALUES ($1) RETURNING id'"
+        )
+    yield "dcs_leave"
+    with connections[alias].cursor() as cursor:
+        cursor.execute("DROP FUNCTION dcs_leave")
+
+
+def tags(alias: str) -> list[str]:
+    """Return the effects of receivers."""
+    return sorted(Tag.objects.using(alias).values_list("name", flat=True))
+
+
+def by_django(connection: Any, name: str, kept: list[Any]) -> None:
+    Tag.objects.using(connection.alias).create(name=name)
+
+
+def by_many(connection: Any, name: str, kept: list[Any]) -> None:
+    with connection.cursor() as cursor:
+        cursor.executemany(INSERT, [(name,)])
+
+
+def by_procedure(connection: Any, name: str, kept: list[Any]) -> None:
+    with connection.cursor() as cursor:
+        cursor.callproc("dcs_leave", [name])
+
+
+def by_copy(connection: Any, name: str, kept: list[Any]) -> None:
+    with connection.cursor() as cursor, cursor.copy("COPY shop_tag (name) FROM STDIN") as copy:
+        copy.write_row([name])
+
+
+def by_the_client(connection: Any, name: str, kept: list[Any]) -> None:
+    connection.connection.execute(INSERT, [name])
+
+
+def by_a_kept_cursor(connection: Any, name: str, kept: list[Any]) -> None:
+    if not kept:
+        kept.append(connection.connection.cursor())
+    kept[0].execute(INSERT, [name])
+
+
+def by_a_stream(connection: Any, name: str, kept: list[Any]) -> None:
+    with connection.connection.cursor() as cursor:
+        list(cursor.stream(INSERT, [name]))
+
+
+def by_a_named_cursor(connection: Any, name: str, kept: list[Any]) -> None:
+    with connection.connection.cursor(name="named") as cursor:
+        cursor.execute("SELECT dcs_leave(%s)", [name])
+        cursor.fetchall()
+
+
+def by_a_transaction(connection: Any, name: str, kept: list[Any]) -> None:
+    with connection.connection.transaction():
+        connection.connection.execute(INSERT, [name])
+
+
+def by_a_pipeline(connection: Any, name: str, kept: list[Any]) -> None:
+    with connection.connection.pipeline():
+        connection.connection.execute(INSERT, [name])
+
+
+WAYS = (
+    *(by_django, by_many, by_procedure, by_copy, by_the_client, by_a_kept_cursor, by_a_stream, by_a_named_cursor),
+    *(by_a_transaction, by_a_pipeline),
+)
+
+
+@each_of_psycopg
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_ways_to_use_a_connection(
+    alias: str, celery_app: Celery, receive: Any, begun: list[str], inserting: str, way: Callable[..., None]
+) -> None:
+    """However a receiver uses the connection, its savepoint begins before, and takes back what fails."""
+    connection, kept = connections[alias], list[Any]()
+
+    def act(name: str) -> None:
+        way(connection, name, kept)
+        if name.startswith("bad"):
+            raise Boom
+
+    receive(act)
+    for name in ("a", "bad 1", "b", "bad 2", "bad 3", "c"):
+        send(alias, name=name)
+
+    assert "SUCCESS" == message_together(alias)(celery_app).state
+
+    assert (["a", "b", "c"], {"ready": 3}) == (tags(alias), states(alias))
+    assert 6 == len(set(begun)) == len(begun)
+
+
+@each_of_psycopg
+def test_receivers_that_do_not_use_it(alias: str, celery_app: Celery, receive: Any, begun: list[str]) -> None:
+    """Without a statement there is no savepoint; what fails takes back what was to follow the commit all the same."""
+    followed: list[str] = []
+
+    def act(name: str) -> None:
+        transaction.on_commit(lambda: followed.append(name), using=alias)
+        if name == "used":
+            Tag.objects.using(alias).create(name=name)
+        if name == "bad":
+            raise Boom
+
+    receive(act)
+    for name in ("a", "b", "bad", "used", "c"):
+        send(alias, name=name)
+
+    assert "SUCCESS" == message_together(alias)(celery_app).state
+
+    assert (["a", "b", "used", "c"], ["used"], {"ready": 1}) == (followed, tags(alias), states(alias))
+    assert ["2", "3"] == [name.rpartition("_")[2] for name in begun]  # one to be rolled back, one that was used
+
+
+@each_of_psycopg
+def test_client_that_cannot_be_waited_for(
+    alias: str, celery_app: Celery, receive: Any, begun: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With another client each savepoint begins beforehand."""
+    monkeypatch.setattr(savepoints, "_locks", lambda connection: False)
+
+    def act(name: str) -> None:
+        Tag.objects.using(alias).create(name=name)
+        if name == "bad":
+            raise Boom
+
+    receive(act)
+    for name in ("a", "bad", "b"):
+        send(alias, name=name)
+
+    assert "SUCCESS" == message_together(alias)(celery_app).state
+    assert (["a", "b"], {"ready": 1}, 3) == (tags(alias), states(alias), len(begun))
+
+
+class Client:
+    """A client as far as it is asked."""
+
+    def __init__(self, lock: Any = None) -> None:
+        if lock is not None:
+            self.lock = lock
+        self.wrap_database_errors, self.connection, self.asked = nullcontext(), self, 0
+
+    def cursor(self) -> Any:
+        return nullcontext(self)
+
+    def execute(self, sql: str) -> None:
+        self.asked += 1
+
+
+class Locking(Client):
+    """One that takes its lock."""
+
+    def execute(self, sql: str) -> None:
+        super().execute(sql)
+        with self.lock:
+            assert self.lock.locked()
+
+
+@pytest.mark.parametrize("make", [lambda: Locking(Lock()), lambda: Client(Lock()), Client])
+def test_which_client_can_be_waited_for(make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that takes its lock for what it sends; it is tried once."""
+    monkeypatch.setattr(savepoints, "_known", {})
+    client = make()
+    lock = getattr(client, "lock", None)
+
+    found = [savepoints._locks(client) for _ in range(2)]
+
+    assert [type(client) is Locking] * 2 == found
+    assert (lock is not None) == client.asked
+    assert lock is getattr(client, "lock", None)
+
+
+def test_one_within_another() -> None:
+    """Of two that wait for the same use the outer one begins first, and each once."""
+    client, done = Client(Lock()), list[str]()
+    real = client.lock
+
+    def begin(name: str) -> Callable[[], None]:
+        def act() -> None:
+            with client.lock:  # as a client does that executes something
+                done.append(name)
+
+        return act
+
+    with savepoints._before_its_use(client, begin("outer")):
+        with savepoints._before_its_use(client, begin("inner")):
+            for _ in range(2):
+                with client.lock:
+                    assert real.locked()
+        with client.lock:
+            assert real.locked()
+
+    assert (["outer", "inner"], real) == (done, client.lock)
