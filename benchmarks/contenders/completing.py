@@ -66,7 +66,7 @@ def statements() -> Work:
     from django_celery_signals.durable.clock import from_now
     from django_celery_signals.durable.texts import texts_for
 
-    texts, (due, moment) = texts_for("default"), from_now(connection, 25.0)
+    texts, (due, moment) = texts_for(connection), from_now(connection, 25.0)
     opening = texts.open.format(due=due)
 
     def work(count: int) -> dict[str, float]:

@@ -110,10 +110,10 @@ def delete_on_publish() -> None:
     from django_celery_signals.exceptions import PublishError
     from django_celery_signals.handover import publish
 
-    def durable(app: Any, task: Any, envelope: Any, options: dict[str, Any], _: Any) -> None:
+    def durable(app: Any, task: Any, envelope: Any, options: dict[str, Any], connection: Any) -> None:
         """Write a row, and delete it when the message is published."""
         row, using = dispatch.row_of(app, task, envelope, options, sent=True), envelope.event.using
-        insert([row], using)
+        insert([row], connection)
         message = dispatch._message(app, envelope, options)
 
         def hand_over() -> None:

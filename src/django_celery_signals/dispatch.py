@@ -73,7 +73,7 @@ def durable(
     patience = patience_of(connection, publish_or_leave) or Patience(free=0)
     fast = takes_the_fast_path(app, receiver, delay_of(envelope, options), connection, patience)
     row = row_of(app, task, envelope, options, sent=fast)
-    insert([row], using)
+    insert([row], connection)
     if not fast:
         return
     message = message_of(app, row, using, lane=row.lane)

@@ -245,8 +245,8 @@ def without_fence(patch: pytest.MonkeyPatch) -> None:
     _without_condition(patch, "token")
     fenced = texts.texts_for
 
-    def texts_for(using: str) -> texts.Texts:
-        found = fenced(using)
+    def texts_for(connection: Any) -> texts.Texts:
+        found = fenced(connection)
         free = {name: getattr(found, name).replace("token = %s", "%s > 0") for name in ("open", "complete")}
         free["read_all"] = found.read_all.replace("token {among}", "0 NOT {among}")
         return replace(found, **free)
@@ -259,8 +259,8 @@ def without_fence_of_claims(patch: pytest.MonkeyPatch) -> None:
     _without_condition(patch, "claim")
     fenced = texts.texts_for
 
-    def texts_for(using: str) -> texts.Texts:
-        found = fenced(using)
+    def texts_for(connection: Any) -> texts.Texts:
+        found = fenced(connection)
         return replace(found, mark=found.mark.replace("claim = %s", "%s > 0"))
 
     patch.setattr(relays, "texts_for", texts_for)

@@ -671,8 +671,8 @@ def with_turns_out_of_order(patch: pytest.MonkeyPatch) -> None:
     """A sender's delivery has its turn when no other has it, whatever waits before it."""
     ordered = turns.texts_for
 
-    def texts_for(using: str) -> Any:
-        found = ordered(using)
+    def texts_for(connection: Any) -> Any:
+        found = ordered(connection)
         return replace(found, free=found.free.replace("AND id < %s", "AND id < %s AND 1 = 0"))
 
     patch.setattr(turns, "texts_for", texts_for)

@@ -73,7 +73,7 @@ class DeliveryQuerySet(WorkQuerySet):
     def claim(self, limit: int, grace: float) -> Claimed:
         """Take what is due for publication; whoever dies with it leaves it due again after ``grace`` seconds."""
         claim, began = new_token(), time.monotonic()
-        if (text := texts_for(self.db).claim) and not self.query.where:
+        if (text := texts_for(connections[self.db]).claim) and not self.query.where:
             rows = self._claimed_at_once(text, claim, limit, grace)
             return Claimed(claim=claim, rows=rows, began=began)
         with self.due(State.READY).held(limit) as ids:
@@ -107,7 +107,7 @@ class DeliveryQuerySet(WorkQuerySet):
     def mark(self, claim: int, ids: Iterable[int], queue: str) -> int:
         """Note what the broker has confirmed."""
         ids = list(ids)
-        if ids and (text := texts_for(self.db).mark) and not self.query.where:
+        if ids and (text := texts_for(connections[self.db]).mark) and not self.query.where:
             return self._surely(lambda: self._execute(text, (queue, ids, claim)))
         return self.claimed(claim, ids).update(
             state=State.SENT, due_at=None, claim=None, queue=queue, sends=F("sends") + 1

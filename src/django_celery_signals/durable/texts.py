@@ -9,7 +9,6 @@ from operator import attrgetter
 from typing import Any
 
 from django.apps import apps
-from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .clock import byte_length, force
@@ -72,9 +71,8 @@ class Texts:
     free: str  # a condition: no other of a lane has the slot, or waits before this one
 
 
-def texts_for(using: str, *, caused: bool = False) -> Texts:
+def texts_for(connection: BaseDatabaseWrapper, *, caused: bool = False) -> Texts:
     """Return what is executed in a database; to insert what other events caused, too, with its lineage."""
-    connection = connections[using]
     # MySQL returns nothing, MariaDB nothing from an update, and SQLite does from 3.35 on.
     returns = connection.vendor != "mysql" and bool(connection.features.can_return_columns_from_insert)
     kind = connection.vendor, returns, caused

@@ -44,7 +44,7 @@ class TurnQuerySet(RowQuerySet):
         connection = connections[self.db]
         if connection.vendor == "mysql":  # else the statement would wait for the inserts it looks at
             lock_no_gaps(connection)
-        free = RawSQL(texts_for(self.db).free, (lane, lane, lane, pk), output_field=BooleanField())  # noqa: S611
+        free = RawSQL(texts_for(connections[self.db]).free, (lane, lane, lane, pk), output_field=BooleanField())  # noqa: S611
         return self.filter(free)._win([pk], slot=lane, state=State.SENT, sent_at=In(0), sends=1, due_at=None) > 0
 
     def pass_turn(self, lane: str, *, publishing: bool = False) -> Any | None:
@@ -68,7 +68,7 @@ class TurnQuerySet(RowQuerySet):
 
     def next_of(self, lane: str) -> Any | None:
         """Return what waits longest in a lane of which none has the slot, without its payload."""
-        return next(iter(self.raw(texts_for(self.db).next, (lane, lane, lane))), None)
+        return next(iter(self.raw(texts_for(connections[self.db]).next, (lane, lane, lane))), None)
 
     def _left(self, row: Any) -> float:
         """Return the seconds until a delivery may be published at the earliest."""
@@ -152,7 +152,7 @@ class TurnQuerySet(RowQuerySet):
             limit: lanes to look at; one in which many wait costs no more than any other.
         """
         with connections[self.db].cursor() as cursor:
-            cursor.execute(texts_for(self.db).strays, (after, limit))
+            cursor.execute(texts_for(connections[self.db]).strays, (after, limit))
             lanes = sorted(cursor.fetchall())
         strays = [lane for lane, is_left, is_held in lanes if is_left and not is_held]
         return strays, lanes[-1][0] if len(lanes) == limit else ""

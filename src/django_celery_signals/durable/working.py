@@ -56,7 +56,8 @@ class WorkQuerySet(TurnQuerySet):
             The row as it is then, with ``followed``, whether others wait behind it, if it folds; None when it is done,
             in other hands, or for another receiver.
         """
-        texts, (due, moment) = texts_for(self.db), from_now(connections[self.db], seconds)
+        connection = connections[self.db]
+        texts, (due, moment) = texts_for(connection), from_now(connection, seconds)
         opening, reading = (texts.open_folding, texts.read_folding) if reference.folds else (texts.open, texts.read_all)
         sql, params = opening.format(due=due), (*moment, reference.id, reference.token, reference.receiver)
         if texts.returns:
@@ -71,8 +72,9 @@ class WorkQuerySet(TurnQuerySet):
 
     def open_together(self, chunk: Chunk, seconds: float) -> list[Any]:
         """Take those of several that can be taken; ``claim`` says of them that whatever ends this run is not theirs."""
-        connection, texts, claim = connections[self.db], texts_for(self.db), new_token()
-        (due, moment), ids, tokens = from_now(connection, seconds), *zip(*chunk.rows, strict=True)
+        connection, claim = connections[self.db], new_token()
+        texts, (due, moment) = texts_for(connection), from_now(connection, seconds)
+        ids, tokens = zip(*chunk.rows, strict=True)
         condition, values = among(connection, ids, tokens)
         sql = texts.open_all.format(due=due, among=condition)
         params = (*moment, claim, *values, chunk.receiver)
@@ -128,15 +130,17 @@ class WorkQuerySet(TurnQuerySet):
     def complete_together(self, ids: Sequence[int], tokens: Sequence[int]) -> int:
         """Delete what is held by these tokens."""
         condition, values = among(connections[self.db], ids, tokens)
-        return self._surely(lambda: self._execute(texts_for(self.db).complete_all.format(among=condition), values))
+        return self._surely(
+            lambda: self._execute(texts_for(connections[self.db]).complete_all.format(among=condition), values)
+        )
 
     def followers(self, lane: str, limit: int) -> list[Any]:
         """Return the oldest that wait in a lane, without their payloads, but with the ``size`` of each."""
-        return list(self.raw(texts_for(self.db).followers, (lane, lane, limit)))
+        return list(self.raw(texts_for(connections[self.db]).followers, (lane, lane, limit)))
 
     def complete(self, pk: int, token: int) -> int:
         """Delete what is held by a token."""
-        return self._surely(lambda: self._execute(texts_for(self.db).complete, (pk, token)))
+        return self._surely(lambda: self._execute(texts_for(connections[self.db]).complete, (pk, token)))
 
     def _fetch(self, sql: str, params: Sequence[Any]) -> list[tuple[Any, ...]]:
         with connections[self.db].cursor() as cursor:

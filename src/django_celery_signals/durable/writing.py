@@ -14,7 +14,7 @@ from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
-from django.db import Error, connections, transaction
+from django.db import Error, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .clock import bounded, from_now
@@ -59,28 +59,29 @@ def are_caused(rows: Sequence[New]) -> bool:
     return any(map(_parent, rows))
 
 
-def insert(rows: Sequence[New], using: str) -> None:
+def insert(rows: Sequence[New], connection: BaseDatabaseWrapper) -> None:
     """Write deliveries; one that is written alone is given its key, which MySQL tells of many only one by one.
 
     Raises:
         django.db.Error: when the database does not take them; the transaction is lost then in any case.
     """
-    connection, texts = connections[using], texts_for(using, caused=are_caused(rows))
-    alone = len(rows) == 1
+    texts, alone = texts_for(connection, caused=are_caused(rows)), len(rows) == 1
     sql, values = _in_lists(rows, connection, texts) if texts.many and not alone else _in_rows(rows, connection, texts)
     try:
-        # Of many the batch tries again in the end, and raises then, if the error is swallowed now.
-        marked = transaction.mark_for_rollback_on_error(using) if alone else nullcontext()
-        with marked, connection.cursor() as cursor:
+        with connection.cursor() as cursor:
             cursor.execute(sql, values)
             if alone:
                 rows[0].pk = int(cursor.fetchone()[0] if texts.returns else cursor.lastrowid)
-    except Error as error:
-        error.add_note(
-            f"django_celery_signals was writing the delivery for {rows[0].receiver} to the database {using!r}. If the "
-            f"table is missing there, run: manage.py migrate --database={using}"
-        )
-        raise
+    except Exception as error:
+        if isinstance(error, Error):
+            error.add_note(
+                f"django_celery_signals was writing the delivery for {rows[0].receiver} to the database "
+                f"{connection.alias!r}. If the table is missing there, run: manage.py migrate "
+                f"--database={connection.alias}"
+            )
+        # Of many the batch tries again in the end, and raises then, if the error is swallowed now.
+        with transaction.mark_for_rollback_on_error(connection.alias) if alone else nullcontext():
+            raise
 
 
 def _in_rows(rows: Sequence[New], connection: BaseDatabaseWrapper, texts: Texts) -> tuple[str, list[Any]]:

@@ -550,10 +550,10 @@ def test_error_that_is_swallowed(alias: str, ring: Any, monkeypatch: pytest.Monk
     monkeypatch.setattr(module, "SIZE", 3)
     failing, insert = [True], module.insert
 
-    def insert_or_fail(rows: Any, using: str) -> None:
+    def insert_or_fail(rows: Any, connection: Any) -> None:
         if failing:
             raise DatabaseError("lock wait timeout")
-        insert(rows, using)
+        insert(rows, connection)
 
     monkeypatch.setattr(module, "insert", insert_or_fail)
     with batched(alias):

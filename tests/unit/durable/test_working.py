@@ -111,10 +111,10 @@ def test_open_without_zones(alias: str, settings: Any) -> None:
 @each_database("default", "postgres", "mariadb", transaction=False)
 def test_who_returns(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An old SQLite returns as little from an update as MariaDB does; the others return the row."""
-    assert (alias != "mariadb") == texts.texts_for(alias).returns
+    assert (alias != "mariadb") == texts.texts_for(connections[alias]).returns
 
     monkeypatch.setattr(connections["default"].features, "can_return_columns_from_insert", False, raising=False)
-    assert (alias == "postgres") == texts.texts_for(alias).returns
+    assert (alias == "postgres") == texts.texts_for(connections[alias]).returns
 
 
 # Several together ----------------------------------------------------------------------------------------------------

@@ -73,7 +73,9 @@ def test_columns_said_in_every_way(alias: str) -> None:
     """What is cut, listed or said once is the same on PostgreSQL."""
     texts = ["", 'a"b\\{},', "NULL", "€\n\t'%s"]
     for more in (texts, [*texts, "a\x1fb"]):
-        insert([New(**{**FULL, "event_id": str(at), "payload": text}) for at, text in enumerate(more)], alias)
+        insert(
+            [New(**{**FULL, "event_id": str(at), "payload": text}) for at, text in enumerate(more)], connections[alias]
+        )
         assert more == list(deliveries(alias).order_by("pk").values_list("payload", flat=True))
         deliveries(alias).erase()
 
@@ -92,8 +94,8 @@ def test_is_what_django_writes(alias: str, columns: dict[str, Any]) -> None:
     ).save(using=alias, force_insert=True)
     one, *many = (New(**columns) for _ in range(3))
 
-    insert([one], alias)
-    insert(many, alias)
+    insert([one], connections[alias])
+    insert(many, connections[alias])
 
     rows = list(deliveries(alias).order_by("pk").values())
     keys = [row.pop("id") for row in rows]
@@ -109,7 +111,7 @@ def test_is_what_django_writes(alias: str, columns: dict[str, Any]) -> None:
 @each_database("default", "postgres", "mariadb", transaction=False)
 def test_many_that_differ(alias: str) -> None:
     """Each of many keeps its own values, and its own moment."""
-    insert([New(**columns) for columns in (FULL, BARE, KINDS["due"])], alias)
+    insert([New(**columns) for columns in (FULL, BARE, KINDS["due"])], connections[alias])
 
     rows = list(deliveries(alias).order_by("pk"))
 
@@ -124,9 +126,9 @@ def test_lineage(alias: str) -> None:
     """What no event has caused is written without the columns for it, and keeps their defaults beside what one has."""
     caused = {"depth": 2, "parent_id": "p", "root_id": "r"}
     with CaptureQueriesContext(connections[alias]) as queries:
-        insert([New(**BARE)], alias)
-        insert([New(**BARE), New(**BARE)], alias)
-        insert([New(**BARE), New(**BARE, **caused)], alias)
+        insert([New(**BARE)], connections[alias])
+        insert([New(**BARE), New(**BARE)], connections[alias])
+        insert([New(**BARE), New(**BARE, **caused)], connections[alias])
 
     assert ["parent_id" in query["sql"] for query in queries] == [False, False, True]
     rows = list(deliveries(alias).order_by("pk").values_list("depth", "parent_id", "root_id"))
@@ -136,7 +138,7 @@ def test_lineage(alias: str) -> None:
 @each_database("default", "postgres", "mariadb", transaction=False)
 def test_seconds_of_both_kinds(alias: str) -> None:
     """A receiver's debounce may be a whole number, another's none, and a third's longer than a database knows."""
-    insert([New(**{**FULL, "due_in": seconds}) for seconds in (5, 0.0, None, 1e12)], alias)
+    insert([New(**{**FULL, "due_in": seconds}) for seconds in (5, 0.0, None, 1e12)], connections[alias])
 
     due = list(deliveries(alias).order_by("pk").values_list("due_at", flat=True))
 
@@ -157,7 +159,7 @@ def test_nothing_is_left_out() -> None:
 def test_what_is_not_taken_names_the_receiver() -> None:
     """The database's error says whose delivery it was, and what to do."""
     with pytest.raises(Error) as caught:
-        insert([New(**{**FULL, "state": None})], "default")
+        insert([New(**{**FULL, "state": None})], connections["default"])
 
     assert "tests.nobody" in caught.value.__notes__[0]
     assert "migrate --database=default" in caught.value.__notes__[0]
