@@ -8,15 +8,18 @@ own cursor, for Django's takes as long again as client and server together.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import count
+from threading import RLock
 from typing import Any
 
 from django.db import Error, connections, transaction
 
-_WHOLE = 2  # of libpq's PQTRANS: in a transaction that is not broken
+_NONE, _WHOLE = 0, 2  # of libpq's PQTRANS: in no transaction, in one that is not broken
+IDLE = 1.0  # seconds for which the transaction may do nothing before the next savepoint begins beforehand
 
 Savepoint = Callable[..., AbstractContextManager[Any]]  # given ``using=``
 
@@ -32,6 +35,7 @@ class _Savepoints:
     def __init__(self, using: str) -> None:
         self._using, self._numbers = using, count()
         self._last: str | None = None  # which the next is to end
+        self._begun_at = time.monotonic()
         self._cursor: Any = None  # of the client
 
     @contextmanager
@@ -48,7 +52,7 @@ class _Savepoints:
             try:
                 with transaction.atomic(using=using, savepoint=False):
                     yield
-                if self._last == name and not _is_whole(connection):
+                if not _is_whole(connection, is_begun=self._last is not None):
                     connection.savepoint_commit(name)  # which says why
                     self._last = None
             except Exception:
@@ -58,25 +62,32 @@ class _Savepoints:
                 connection.savepoint_ids = [one for one in connection.savepoint_ids if one != name]
 
     def _begun(self, connection: Any, name: str) -> AbstractContextManager[Any]:
-        """Begin a savepoint, at the latest when the block uses the connection, be it to roll back."""
-        begin = partial(self._begin, connection, name)
-        if _locks(connection):
-            return _before_its_use(connection.connection, begin)
+        """Begin a savepoint, at the latest when the block uses the connection, be it to roll back.
+
+        At once after a while without one: the server may end a transaction that does nothing, or be gone.
+        """
+        client = connection.connection
+        begin = partial(self._begin, connection, client, name)
+        if time.monotonic() - self._begun_at < IDLE and _locks(connection):
+            return _before_its_use(client, begin)
         begin()
         return nullcontext()
 
-    def _begin(self, connection: Any, name: str) -> None:
+    def _begin(self, connection: Any, client: Any, name: str) -> None:
+        if connection.connection is not client:  # the block has closed it, and others may have it by now
+            return
         with connection.wrap_database_errors:
-            if self._cursor is None or self._cursor.connection is not connection.connection:
-                self._cursor = connection.connection.cursor()
+            if self._cursor is None or self._cursor.connection is not client:
+                self._cursor = client.cursor()
             last = self._last
             self._cursor.execute(f"RELEASE SAVEPOINT {last}; SAVEPOINT {name}" if last else f"SAVEPOINT {name}")
-        self._last = name
+        self._last, self._begun_at = name, time.monotonic()
 
 
-def _is_whole(connection: Any) -> bool:
-    """Tell whether a connection says that its transaction is not broken."""
-    return getattr(getattr(connection.connection, "info", None), "transaction_status", None) == _WHOLE
+def _is_whole(connection: Any, *, is_begun: bool) -> bool:
+    """Tell whether a connection says that its transaction is not broken; it may say that none is begun yet."""
+    status = getattr(getattr(connection.connection, "info", None), "transaction_status", None)
+    return status == _WHOLE or (status == _NONE and not is_begun)
 
 
 def _roll_back(connection: Any, name: str) -> None:
@@ -92,29 +103,36 @@ def _roll_back(connection: Any, name: str) -> None:
 
 
 class _Lock:
-    """A client's lock that does something else, once, before it is taken for the first time."""
+    """A client's lock that does something else, once, before it is taken for the first time.
+
+    Its methods are the real one's: no signal's handler comes between these and the block, as between functions of ours.
+    """
 
     def __init__(self, client: Any, act: Callable[[], Any]) -> None:
         self._client, self._lock, self._acts = client, client.lock, [act]
+        self._guard = RLock()  # another thread has to wait until it is done; what does it uses the lock as well
         client.lock = self
 
     def put_back(self) -> None:
         if self._client.lock is self:
             self._client.lock = self._lock
 
+    @property
     def __enter__(self) -> Any:
-        self.put_back()
-        while self._acts:
-            self._acts.pop()()
-        return self._lock.__enter__()
+        with self._guard:
+            while self._acts:
+                self._acts.pop()()
+                self.put_back()
+        return self._lock.__enter__
 
-    def __exit__(self, *error: Any) -> Any:
-        return self._lock.__exit__(*error)
+    @property
+    def __exit__(self) -> Any:
+        return self._lock.__exit__
 
 
 @contextmanager
 def _before_its_use(client: Any, act: Callable[[], Any]) -> Iterator[None]:
-    """Do something as soon as a block uses a client's connection, in whatever way, before it does; else never."""
+    """Do something before a block first uses a client's connection or cursors; never, if it does not."""
     lock = _Lock(client, act)
     try:
         yield
@@ -126,7 +144,7 @@ _known: dict[type, bool] = {}  # classes of clients, and whether they do
 
 
 def _locks(connection: Any) -> bool:
-    """Tell whether a client takes its lock before it sends anything, as psycopg 3 does; tried once."""
+    """Tell whether a client takes its lock before it sends a statement, as psycopg 3 does; tried once for its class."""
     client = connection.connection
     if not hasattr(client, "lock"):
         return False

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import random
+import signal
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 import pytest
@@ -39,8 +43,8 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     begin = savepoints._Savepoints._begin
 
-    def noted(self: Any, connection: Any, name: str) -> None:
-        begin(self, connection, name)
+    def noted(self: Any, connection: Any, client: Any, name: str) -> None:
+        begin(self, connection, client, name)
         names.append(name)
 
     monkeypatch.setattr(savepoints._Savepoints, "_begin", noted)
@@ -186,6 +190,75 @@ def test_client_that_cannot_be_waited_for(
     assert (["a", "b"], {"ready": 1}, 3) == (tags(alias), states(alias), len(begun))
 
 
+@each_of_psycopg
+def test_receivers_that_take_long(
+    alias: str, celery_app: Celery, receive: Any, begun: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A savepoint that is long after the one before it begins at once: the server sees that somebody is there."""
+    monkeypatch.setattr(savepoints, "IDLE", 0.0)
+    receive(lambda: None)
+    for _ in range(3):
+        send(alias)
+
+    assert "SUCCESS" == message_together(alias)(celery_app).state
+    assert ({}, 3) == (states(alias), len(begun))
+
+
+@each_of_psycopg
+def test_transaction_that_is_gone(alias: str, celery_app: Celery, receive: Any) -> None:
+    """What ends the transaction past psycopg is found out, and nothing is taken for done."""
+
+    def act(name: str) -> None:
+        if name == "b":
+            connections[alias].connection.pgconn.exec_(b"ROLLBACK")
+        else:
+            Tag.objects.using(alias).create(name=name)
+
+    receive(act)
+    for name in ("a", "b", "c"):
+        send(alias, name=name)
+
+    assert "SUCCESS" == message_together(alias)(celery_app).state
+    assert ([], {"ready": 3}) == (tags(alias), states(alias))
+
+
+@each_of_psycopg
+def test_what_goes_past_the_client(alias: str, celery_app: Celery, receive: Any) -> None:
+    """Not promised: what a receiver executes by the library beneath psycopg is no part of its savepoint."""
+
+    def act(name: str) -> None:
+        connections[alias].connection.pgconn.exec_(f"INSERT INTO shop_tag (name) VALUES ('{name}')".encode())
+        raise Boom
+
+    receive(act)
+    for name in ("a", "b"):
+        send(alias, name=name)
+
+    assert "SUCCESS" == message_together(alias)(celery_app).state
+    assert {"ready": 2} == states(alias)
+    assert ["a", "b"] == tags(alias)
+
+
+@each_of_psycopg
+def test_receiver_that_closes_the_connection(alias: str, celery_app: Celery, receive: Any, begun: list[str]) -> None:
+    """What the client does from then on, perhaps for others, begins nothing; all run again."""
+    clients: list[Any] = []
+
+    def act(name: str) -> None:
+        if name == "b":
+            clients.append(connections[alias].connection)
+            connections[alias].close()
+            with clients[0].lock:
+                assert [] == begun
+
+    receive(act)
+    for name in ("a", "b", "c"):
+        send(alias, name=name)
+
+    assert "SUCCESS" == message_together(alias)(celery_app).state
+    assert ({"ready": 3}, False) == (states(alias), isinstance(clients[0].lock, savepoints._Lock))
+
+
 class Client:
     """A client as far as it is asked."""
 
@@ -245,3 +318,63 @@ def test_one_within_another() -> None:
             assert real.locked()
 
     assert (["outer", "inner"], real) == (done, client.lock)
+
+
+def test_threads_that_share_a_client() -> None:
+    """Whoever else uses the connection waits until the savepoint has begun."""
+    client, done, is_beginning = Client(Lock()), list[str](), Event()
+
+    def begin() -> None:
+        is_beginning.set()
+        time.sleep(0.05)
+        with client.lock:
+            done.append("savepoint")
+
+    def use(name: str) -> None:
+        with client.lock:
+            done.append(name)
+
+    def use_later() -> None:
+        is_beginning.wait(5)
+        use("second")
+
+    with savepoints._before_its_use(client, begin), ThreadPoolExecutor(1) as others:
+        second = others.submit(use_later)
+        use("first")
+        second.result()
+
+    assert "savepoint" == done[0]
+    assert {"savepoint", "first", "second"} == set(done)
+
+
+class TimeIsUp(BaseException):
+    """As a time limit, which comes at any moment."""
+
+
+def test_time_limit_at_any_moment() -> None:
+    """A signal's handler that raises while the lock is taken or given back leaves it free."""
+    client, moments = Client(Lock()), random.Random(5)
+
+    def stop(*_: Any) -> None:
+        raise TimeIsUp
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        until = time.monotonic() + 1.5
+        while time.monotonic() < until:
+            real = client.lock
+            try:
+                signal.setitimer(signal.ITIMER_REAL, moments.uniform(1e-6, 12e-6))
+                lock = savepoints._Lock(client, int)
+                with client.lock:
+                    pass
+                lock.put_back()
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except TimeIsUp:
+                pass
+            client.lock = real
+            assert real.acquire(blocking=False)
+            real.release()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

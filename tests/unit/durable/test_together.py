@@ -201,7 +201,7 @@ def test_connection_that_says_nothing_of_itself(
     receive(act)
     send_each(alias, "a", "b", "c")
     arrives = message_together(alias)
-    monkeypatch.setattr(savepoints, "_is_whole", lambda connection: False)
+    monkeypatch.setattr(savepoints, "_is_whole", lambda connection, **_: False)
 
     with CaptureQueriesContext(connections[alias]) as queries:
         assert "SUCCESS" == arrives(celery_app).state
