@@ -69,13 +69,14 @@ def _one_by_one(task: Any, holds: Sequence[Held]) -> None:
 
 def _in_savepoints(task: Any, holds: Sequence[Held]) -> None:
     using = holds[0].lease.using
-    savepoint = savepoints(using)
-    later = [Later(hold, savepoint) for hold in holds]
+    later: list[Later] = []
     try:
         with transaction.atomic(using=using):
-            fetched = _fetched(task, holds)
-            for one in later:
-                _in_savepoint(task, one, fetched)
+            with savepoints(using) as savepoint:
+                later.extend(Later(hold, savepoint) for hold in holds)
+                fetched = _fetched(task, holds)
+                for one in later:
+                    _in_savepoint(task, one, fetched)
             complete_together(task, [one.hold for one in later if one.is_done])
     except Exception as error:
         _give_back(task, holds, error)

@@ -24,11 +24,21 @@ IDLE = 1.0  # seconds for which the transaction may do nothing before the next s
 Savepoint = Callable[..., AbstractContextManager[Any]]  # given ``using=``
 
 
-def savepoints(using: str) -> Savepoint:
-    """Return what begins and ends the savepoints of a transaction."""
+@contextmanager
+def savepoints(using: str) -> Iterator[Savepoint]:
+    """Give what begins and ends savepoints of a transaction, one after the other.
+
+    Raises:
+        django.db.Error: at the end, when the last one is gone: what was done before may be gone as well.
+    """
     connection = connections[using]
     is_prepared = connection.settings_dict["OPTIONS"].get("prepare_threshold") == 0  # two statements cannot be
-    return transaction.atomic if connection.vendor != "postgresql" or is_prepared else _Savepoints(using)
+    if connection.vendor != "postgresql" or is_prepared:
+        yield transaction.atomic
+        return
+    savepoint = _Savepoints(using)
+    yield savepoint
+    savepoint.end()
 
 
 class _Savepoints:
@@ -60,6 +70,11 @@ class _Savepoints:
                 raise
             finally:
                 connection.savepoint_ids = [one for one in connection.savepoint_ids if one != name]
+
+    def end(self) -> None:
+        """End the last one, which says whether all of them were in the same transaction."""
+        if self._last is not None:
+            connections[self._using].savepoint_commit(self._last)
 
     def _begun(self, connection: Any, name: str) -> AbstractContextManager[Any]:
         """Begin a savepoint, at the latest when the block uses the connection, be it to roll back.

@@ -222,6 +222,43 @@ def test_transaction_that_is_gone(alias: str, celery_app: Celery, receive: Any) 
     assert ([], {"ready": 3}) == (tags(alias), states(alias))
 
 
+def roll_back(connection: Any) -> None:
+    connection.connection.rollback()
+    connection.connection.execute(INSERT, ["b"])  # for which psycopg begins another transaction
+
+
+def roll_back_and_chain(connection: Any) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("ROLLBACK AND CHAIN")
+        cursor.execute(INSERT, ["b"])
+
+
+def roll_back_only(connection: Any) -> None:
+    connection.connection.rollback()
+
+
+@each_of_psycopg
+@pytest.mark.parametrize("end", [roll_back, roll_back_and_chain, roll_back_only], ids=lambda end: end.__name__)
+@pytest.mark.parametrize("names", [("a", "b"), ("a", "b", "idle"), ("a", "b", "c")], ids="-".join)
+def test_receiver_that_ends_the_transaction(
+    alias: str, celery_app: Celery, receive: Any, end: Callable[[Any], None], names: tuple[str, ...]
+) -> None:
+    """What another receiver rolls back, by whatever way, is not taken for done, whoever comes after it."""
+
+    def act(name: str) -> None:
+        if name == "b":
+            end(connections[alias])
+        elif name != "idle":
+            Tag.objects.using(alias).create(name=name)
+
+    receive(act)
+    for name in names:
+        send(alias, name=name)
+
+    assert "SUCCESS" == message_together(alias)(celery_app).state
+    assert ([], {"ready": len(names)}) == (tags(alias), states(alias))
+
+
 @each_of_psycopg
 def test_what_goes_past_the_client(alias: str, celery_app: Celery, receive: Any) -> None:
     """Not promised: what a receiver executes by the library beneath psycopg is no part of its savepoint."""

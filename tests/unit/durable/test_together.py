@@ -121,7 +121,8 @@ def test_all_succeed(alias: str, celery_app: Celery, receive: Any, count: int) -
         assert "SUCCESS" == arrives(celery_app).state
 
     assert ([f"customer {number}" for number in range(count)], {}) == (tags(alias), states(alias))
-    seen = {} if alias == "postgres" else {"SAVEPOINT": count, "RELEASE": count}  # there Django does not see them
+    # On PostgreSQL Django sees only the end of the last one.
+    seen = {"RELEASE": 1} if alias == "postgres" else {"SAVEPOINT": count, "RELEASE": count}
     assert {
         f"UPDATE {TABLE}": 1,
         **({f"SELECT {TABLE}": 1} if alias == "mariadb" else {}),  # which does not return what was opened
@@ -152,8 +153,7 @@ def test_statements_that_are_prepared_at_once(
 @each_database("postgres", also=["default"])
 def test_savepoint_of_another_database(alias: str) -> None:
     """In a database whose transaction it is not, it is a transaction of its own."""
-    savepoint = savepoints.savepoints(alias)
-    with transaction.atomic(using=alias):
+    with transaction.atomic(using=alias), savepoints.savepoints(alias) as savepoint:
         for fails in (True, False):
             with suppress(Boom), savepoint(using="default"):
                 leave("default", "bad" if fails else "good")
