@@ -324,9 +324,15 @@ def test_what_cannot_be_read(provider: TracerProvider, exporter: InMemorySpanExp
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("batch", [False, True])
 def test_several_in_a_message(
-    provider: TracerProvider, exporter: InMemorySpanExporter, receiving: Receiving, celery_app: Celery, batch: bool
+    provider: TracerProvider,
+    exporter: InMemorySpanExporter,
+    receiving: Receiving,
+    celery_app: Celery,
+    batch: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each of several has its span; a receiver that takes them all at once has one for all of a trace."""
+    monkeypatch.setattr(packing, "SHARES", 1)  # else only where many wait
     connect(tracer_provider=provider)
     bell = Signal()
 
@@ -344,6 +350,9 @@ def test_several_in_a_message(
             bell.send(sender=None, number=number)
     deliveries("default").update(due_at=moment(-1))
     assert 3 == Relay(app=celery_app, databases=["default"]).once()
+    with celery_app.connection_for_read() as connection:
+        queue = connection.default_channel.queue_declare(celery_app.conf.task_default_queue)
+    assert 1 == queue.message_count
     drain(celery_app)
 
     runs = [span for span in exporter.get_finished_spans() if span.name == f"{task.name} process"]
