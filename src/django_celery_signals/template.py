@@ -28,6 +28,7 @@ _ROUTING = ("queue", "priority")  # of the options, those that change where a me
 _KNOWN = {*_ROUTING, "task_id", "retries", "root_id", "parent_id", "expires"}
 _OWN = frozenset({"id", "retries", "root_id", "parent_id", "argsrepr"})  # headers that each message has for itself
 _PLACE = "__place__"  # where a message's own values belong
+_in_json = json.JSONEncoder(check_circular=False).encode  # dumps() asks of each message whether it holds itself
 _BEFORE, _AFTER, _SENT = signals.before_task_publish, signals.after_task_publish, signals.task_sent
 
 
@@ -74,7 +75,7 @@ class Template:
         options["argsrepr"] = summary  # which Celery lets through
         options["correlation_id"] = own_id
         options["reply_to"] = app.thread_oid
-        return f"{self._before}{json.dumps(argument)}{self._after}", options
+        return f"{self._before}{_in_json(argument)}{self._after}", options
 
     def publish(self, producer: Any, body: str, options: dict[str, Any]) -> None:
         """Publish what was filled in; what it needs is declared once in a channel, as far as Celery does that.
