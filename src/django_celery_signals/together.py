@@ -68,15 +68,9 @@ def _one_by_one(task: Any, holds: Sequence[Held]) -> None:
 
 
 def _in_savepoints(task: Any, holds: Sequence[Held]) -> None:
-    using = holds[0].lease.using
-    later: list[Later] = []
     try:
-        with transaction.atomic(using=using):
-            with savepoints(using) as savepoint:
-                later.extend(Later(hold, savepoint) for hold in holds)
-                fetched = _fetched(task, holds)
-                for one in later:
-                    _in_savepoint(task, one, fetched)
+        with transaction.atomic(using=holds[0].lease.using):
+            later = _run_each(task, holds)
             complete_together(task, [one.hold for one in later if one.is_done])
     except Exception as error:
         _give_back(task, holds, error)
@@ -84,6 +78,16 @@ def _in_savepoints(task: Any, holds: Sequence[Held]) -> None:
     for one in later:
         with _its_request(task, one.hold):
             _log(task, one.settle())
+
+
+def _run_each(task: Any, holds: Sequence[Held]) -> list[Later]:
+    """Run each in a savepoint of the transaction there is."""
+    with savepoints(holds[0].lease.using) as savepoint:
+        later = [Later(hold, savepoint) for hold in holds]
+        fetched = _fetched(task, holds)
+        for one in later:
+            _in_savepoint(task, one, fetched)
+    return later
 
 
 def _in_savepoint(task: Any, one: Later, fetched: Fetched) -> None:

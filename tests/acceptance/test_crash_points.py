@@ -252,6 +252,7 @@ def test_stopped_worker_with_the_lock_of_sqlite(scene: Scene) -> None:
 
     wait_until_done(scene.alias)
     assert {"inside in the body": 1} == effects(scene.alias)
+    wait_until(lambda: worker.pid in ends(scene), what="the end of what was stopped")
     assert "SUCCESS" == ends(scene)[worker.pid]
     worker.kill()
     another.kill()

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from django.db import connections
 
 from django_celery_signals import dispatch
 from django_celery_signals.durable import hold, outbox
@@ -158,15 +157,15 @@ def without_slots(patch: pytest.MonkeyPatch) -> None:
 def with_upsert(patch: pytest.MonkeyPatch) -> None:
     """A sending of a key that has a delivery already changes that one."""
 
-    def insert(rows: Any, using: str) -> None:
-        [new] = rows
+    def insert(rows: Any, connection: Any) -> None:
+        [new], using = rows, connection.alias
         row = deliveries(using).model(
             **{name: getattr(new, name) for name in GIVEN},
             slot=new.lane,
             due_at=None if new.due_in is None else In(new.due_in),
             created_at=In(0),
         )
-        target = {} if connections[using].vendor == "mysql" else {"unique_fields": ["slot"]}
+        target = {} if connection.vendor == "mysql" else {"unique_fields": ["slot"]}
         changed = ["payload", "event_id"]
         deliveries(using).bulk_create([row], update_conflicts=True, update_fields=changed, **target)
         new.pk = deliveries(using).values_list("pk", flat=True).get(slot=new.lane)
