@@ -17,6 +17,7 @@ from django.db import connections, transaction
 
 from django_celery_signals.durable import savepoints
 from tests.delivering import states
+from tests.elsewhere import elsewhere, execute
 from tests.holding import bell, message_together, send
 from tests.parameters import each_database
 from tests.receiving import Receiving
@@ -45,7 +46,8 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def noted(self: Any, connection: Any, client: Any, name: str) -> None:
         begin(self, connection, client, name)
-        names.append(name)
+        if self._last == name:
+            names.append(name)
 
     monkeypatch.setattr(savepoints._Savepoints, "_begin", noted)
     return names
@@ -277,23 +279,49 @@ def test_what_goes_past_the_client(alias: str, celery_app: Celery, receive: Any)
 
 
 @each_of_psycopg
-def test_receiver_that_closes_the_connection(alias: str, celery_app: Celery, receive: Any, begun: list[str]) -> None:
+@pytest.mark.parametrize("pooled", [True, False])
+def test_receiver_that_closes_the_connection(
+    alias: str, celery_app: Celery, receive: Any, begun: list[str], pooled: bool
+) -> None:
     """What the client does from then on, perhaps for others, begins nothing; all run again."""
     clients: list[Any] = []
 
     def act(name: str) -> None:
         if name == "b":
-            clients.append(connections[alias].connection)
-            connections[alias].close()
-            with clients[0].lock:
-                assert [] == begun
+            connection: Any = connections[alias]
+            clients.append(connection.connection)
+            connection.close()
+            if pooled:
+                connection.connection = None  # as Django does that has given it back to a pool
+                with clients[0].lock:
+                    pass
 
     receive(act)
     for name in ("a", "b", "c"):
         send(alias, name=name)
 
     assert "SUCCESS" == message_together(alias)(celery_app).state
-    assert ({"ready": 3}, False) == (states(alias), isinstance(clients[0].lock, savepoints._Lock))
+    assert ({"ready": 3}, []) == (states(alias), begun)
+    assert not isinstance(clients[0].lock, savepoints._Lock)
+
+
+@each_of_psycopg
+def test_connection_that_is_gone(alias: str, celery_app: Celery, receive: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is noticed by the savepoint that begins after a while, before the receivers that are left have run."""
+    monkeypatch.setattr(savepoints, "IDLE", 0.0)
+    ran: list[str] = []
+
+    def act(name: str) -> None:
+        ran.append(name)
+        pid = connections[alias].connection.info.backend_pid
+        elsewhere(lambda: execute(alias, f"SELECT pg_terminate_backend({pid}, 5000)"))
+
+    receive(act)
+    for name in ("a", "b", "c"):
+        send(alias, name=name)
+
+    assert "SUCCESS" == message_together(alias)(celery_app).state
+    assert (["a"], {"ready": 3}) == (ran, states(alias))
 
 
 class Client:
