@@ -39,7 +39,7 @@ chaos: $(VENV)/.installed-example $(if $(SYSTEM),$(VENV)-peers/.installed) ## To
 		$(if $(EVENTS),--events $(EVENTS)) $(if $(SEED),--seed $(SEED)) $(if $(LEASE),--lease $(LEASE)) $(CHAOS_ARGS)
 
 controls: $(VENV)/.installed-test ## Take safeguards out of the library, one by one, and see that the chaos rig and the schedules find it
-	$(STRICT) $(BIN)/python -m pytest -m "" chaos/test_controls.py tests/integration/test_schedules.py::test_control_elsewhere $(PYTEST_ARGS)
+	$(STRICT) $(BIN)/python -m pytest -m "" --numprocesses=0 chaos/test_controls.py tests/integration/test_schedules.py::test_control_elsewhere $(PYTEST_ARGS)
 
 exhaustive: $(VENV)/.installed-test ## Run the tests that take long and say little more than their neighbours
 	$(STRICT) $(BIN)/python -m pytest -m exhaustive $(PYTEST_ARGS)

@@ -23,6 +23,12 @@ def install() -> None:
     CONTROLS.get(NAME, lambda: None)()
 
 
+def _replace(owner: Any, name: str, other: Any) -> None:
+    """Put something else into the library's place; whoever renames it there must do so here."""
+    assert hasattr(owner, name), f"{owner!r} has no {name!r} any more"
+    setattr(owner, name, other)
+
+
 def no_fence() -> None:
     """Commit what a run has done whether or not it still has the delivery."""
     from django_celery_signals.durable.hold import Held
@@ -34,14 +40,15 @@ def no_fence() -> None:
         with suppress(LeaseLost):
             original(self)
 
-    Held.complete = complete  # type: ignore[method-assign]
+    _replace(Held, "complete", complete)
 
 
 def no_renewal() -> None:
     """Never renew a lease: a receiver that takes longer begins again."""
-    from django_celery_signals.durable import hold
+    from django_celery_signals.durable import hold, together
 
-    hold._lease_of = lambda task, using: (float(settings.CHAOS["lease"]), False)
+    for owner in (hold, together):
+        _replace(owner, "lease_of", lambda *_: (float(settings.CHAOS["lease"]), False))
 
 
 def claim_by_last_seen() -> None:
@@ -55,7 +62,7 @@ def claim_by_last_seen() -> None:
         seen[0] = max((row.pk for row in claimed.rows), default=seen[0])
         return claimed
 
-    DeliveryQuerySet.claim = claim  # type: ignore[method-assign]
+    _replace(DeliveryQuerySet, "claim", claim)
 
 
 def promote_inside() -> None:
@@ -74,9 +81,9 @@ def promote_inside() -> None:
             if row is not None and not deliveries(self.lease.using).filter(slot=self.known.lane).exists():
                 deliveries(self.lease.using).pass_turn(self.known.lane)
 
-    Held.complete = complete  # type: ignore[method-assign]
-    hold.publish_next = lambda *args: None
-    Upkeep.lead_strays = lambda self: False  # type: ignore[method-assign]
+    _replace(Held, "complete", complete)
+    _replace(hold, "publish_next", lambda *args: None)
+    _replace(Upkeep, "lead_strays", lambda self: False)
 
 
 def ungated_fold() -> None:
@@ -97,7 +104,7 @@ def ungated_fold() -> None:
 
     from django_celery_signals import execution
 
-    execution.opened = opened
+    _replace(execution, "opened", opened)
 
 
 def delete_on_publish() -> None:
