@@ -16,8 +16,6 @@ from kombu.transport import memory
 from tests import run
 from tests.services import SERVICES
 
-_SPOOL = "tests.spool:Transport"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Broker:
@@ -40,7 +38,7 @@ class Broker:
             "event_exchange": f"{self.queue}_events",
             "worker_enable_remote_control": False,
             **({"task_default_queue_type": "quorum"} if self.name == "quorum" else {}),
-            **({"broker_transport": _SPOOL} if self.name == "filesystem" else {}),
+            **({"broker_transport": "tests.spool:Transport"} if self.name == "filesystem" else {}),
         }
 
     def queue_named(self, name: str) -> str:
@@ -52,7 +50,7 @@ class Broker:
 
     def connection(self) -> Connection:
         """Return a new connection, to look at what was published."""
-        transport = _SPOOL if self.name == "filesystem" else None
+        transport = self.settings().get("broker_transport")
         return Connection(self.url, transport=transport, transport_options=self.options)
 
     def message_count(self, queue: str | None = None) -> int:

@@ -101,10 +101,9 @@ def _texts(connection: BaseDatabaseWrapper, returns: bool, given: Sequence[str] 
         "given": ", ".join(map(quote, (*given, *COUNTS, *MOMENTS))),
         "values": ", ".join([*["%s"] * len(given), *["0"] * len(COUNTS)]),
         "id": "RETURNING id" if returns else "",  # else the cursor knows it
-        **{later: f"{{{later}}}" for later in ("now", "due", "among", *MOMENTS)},
+        **{later: f"{{{later}}}" for later in ("now", "due", "among", "sources", *MOMENTS)},
         "selected": ", ".join(f"{quote(name)}{'::jsonb' if name == 'options' else ''}" for name in given),
         "zeros": ", ".join(["0"] * len(COUNTS)),
-        "sources": "{sources}",
         "published": ", ".join(f"{table}.{quote(name)}" for name in PUBLISHED),
         "returning": _returning(connection, whole) if returns else "",
     }

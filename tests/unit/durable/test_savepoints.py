@@ -387,11 +387,11 @@ def test_one_within_another() -> None:
 
 def test_threads_that_share_a_client() -> None:
     """Whoever else uses the connection waits until the savepoint has begun."""
-    client, done, is_beginning = Client(Lock()), list[str](), Event()
+    client, done, is_beginning, has_overtaken = Client(Lock()), list[str](), Event(), Event()
 
     def begin() -> None:
         is_beginning.set()
-        time.sleep(0.05)
+        has_overtaken.wait(0.05)
         with client.lock:
             done.append("savepoint")
 
@@ -402,6 +402,7 @@ def test_threads_that_share_a_client() -> None:
     def use_later() -> None:
         is_beginning.wait(5)
         use("second")
+        has_overtaken.set()
 
     with savepoints._before_its_use(client, begin), ThreadPoolExecutor(1) as others:
         second = others.submit(use_later)

@@ -28,7 +28,7 @@ def way(request: pytest.FixtureRequest, alias: str, monkeypatch: pytest.MonkeyPa
     returns = request.param and alias != "mariadb"
     found = texts._texts(connections[alias], returns)
     assert returns == found.returns == ("RETURNING" in found.open)
-    monkeypatch.setattr(working, "texts_for", lambda using: found)
+    monkeypatch.setattr(working, "texts_for", lambda connection: found)
 
 
 def placed(alias: str, **columns: Any) -> Any:
