@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from celery import Celery
@@ -76,12 +77,13 @@ def durable(
     insert([row], connection)
     if not fast:
         return
-    message = message_of(app, row, using, lane=row.lane)
+    row.payload = ""  # which is written, and may be large
+    make = partial(message_of, app, row, using, lane=row.lane)
     if connection.in_atomic_block:
         patience.count += 1
-        _after_commit(app, Hook(message, patience, publish_or_leave), using)
+        _after_commit(app, Hook(receiver, make, patience, publish_or_leave), using)
     else:
-        publish_or_leave(message, patience)
+        publish_or_leave(make(), patience)
 
 
 def on_commit(app: Celery, envelope: Envelope, options: dict[str, Any]) -> None:
@@ -92,7 +94,7 @@ def on_commit(app: Celery, envelope: Envelope, options: dict[str, Any]) -> None:
     connection = connections[using]
     if connection.in_atomic_block:
         patience = patience_of(connection, publish_or_lose) or Patience()
-        _after_commit(app, Hook(message, patience, publish_or_lose), using)
+        _after_commit(app, Hook(message.receiver, lambda: message, patience, publish_or_lose), using)
         return
     if not autocommits(connection):
         raise transaction.TransactionManagementError(

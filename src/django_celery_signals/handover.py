@@ -82,13 +82,19 @@ class Patience:
 class Hook:
     """What Django calls for one message after the commit; it shares the patience of its transaction's other hooks."""
 
-    def __init__(self, message: Message, patience: Patience, act: Callable[[Message, Patience], None]) -> None:
-        """Keep what to do."""
-        self.message, self.patience, self.act = message, patience, act
-        self.__qualname__ = f"the publication for {message.receiver}"  # in Django's log when it raises
+    def __init__(
+        self,
+        receiver: str,
+        make: Callable[[], Message],
+        patience: Patience,
+        act: Callable[[Message, Patience], None],
+    ) -> None:
+        """Keep what to do, and what makes the message then: before the commit nobody may know of which row it is."""
+        self.make, self.patience, self.act = make, patience, act
+        self.__qualname__ = f"the publication for {receiver}"  # in Django's log when it raises
 
     def __call__(self) -> None:
-        self.act(self.message, self.patience)
+        self.act(self.make(), self.patience)
 
 
 def patience_of(connection: BaseDatabaseWrapper, act: Callable[[Message, Patience], None]) -> Patience | None:

@@ -225,18 +225,22 @@ def _runs() -> Iterator[list[Event]]:
 
 def _waiting() -> list[handover.Message]:
     """Take what waits: what no broker was given, what waits for a commit, and deliveries in their tables."""
-    messages = [*_held, *(message for alias in connections for message in _of_hooks(connections[alias]))]
-    _held.clear()
-    rows = [message for alias in keeping() for message in _of_rows(alias)]
     # Of a durable delivery it is the row that counts: its message may be of a row that was rolled back.
-    return [*(message for message in messages if isinstance(message.body, str)), *rows]
+    held = [message for message in _held if isinstance(message.body, str)]
+    messages = [*held, *(message for alias in connections for message in _of_hooks(connections[alias]))]
+    _held.clear()
+    return [*messages, *(message for alias in keeping() for message in _of_rows(alias))]
 
 
 def _of_hooks(connection: BaseDatabaseWrapper) -> list[handover.Message]:
     """Take what is to be published after a commit, which does not come in a test's transaction."""
     hooks: list[Any] = list(connection.run_on_commit)
     connection.run_on_commit = [entry for entry in hooks if not isinstance(entry[1], handover.Hook)]
-    return [entry[1].message for entry in hooks if isinstance(entry[1], handover.Hook)]
+    return [
+        entry[1].make()
+        for entry in hooks
+        if isinstance(entry[1], handover.Hook) and entry[1].act is handover.publish_or_lose
+    ]
 
 
 def _of_rows(alias: str) -> list[handover.Message]:

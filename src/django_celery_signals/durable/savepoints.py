@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import count
-from threading import RLock
 from typing import Any
 
 from django.db import Error, connections, transaction
+
+from .client import before_its_use, takes_its_lock
 
 _NONE, _WHOLE = 0, 2  # of libpq's PQTRANS: in no transaction, in one that is not broken
 IDLE = 1.0  # seconds for which the transaction may do nothing before the next savepoint begins beforehand
@@ -83,8 +84,8 @@ class _Savepoints:
         """
         client = connection.connection
         begin = partial(self._begin, connection, client, name)
-        if time.monotonic() - self._begun_at < IDLE and _locks(connection):
-            return _before_its_use(client, begin)
+        if time.monotonic() - self._begun_at < IDLE and takes_its_lock(connection):
+            return before_its_use(client, begin)
         begin()
         return nullcontext()
 
@@ -112,64 +113,3 @@ def _roll_back(connection: Any, name: str) -> None:
         connection.savepoint_rollback(name)
     except Error:
         connection.needs_rollback = True
-
-
-# Just in time ----------------------------------------------------------------------------------------------------
-
-
-class _Lock:
-    """A client's lock that does something else, once, before it is taken for the first time.
-
-    Its methods are the real one's: no signal's handler comes between these and the block, as between functions of ours.
-    """
-
-    def __init__(self, client: Any, act: Callable[[], Any]) -> None:
-        self._client, self._lock, self._acts = client, client.lock, [act]
-        self._guard = RLock()  # another thread has to wait until it is done; what does it uses the lock as well
-        client.lock = self
-
-    def put_back(self) -> None:
-        if self._client.lock is self:
-            self._client.lock = self._lock
-
-    @property
-    def __enter__(self) -> Any:
-        with self._guard:
-            while self._acts:
-                self._acts.pop()()
-                self.put_back()
-        return self._lock.__enter__
-
-    @property
-    def __exit__(self) -> Any:
-        return self._lock.__exit__
-
-
-@contextmanager
-def _before_its_use(client: Any, act: Callable[[], Any]) -> Iterator[None]:
-    """Do something before a block first uses a client's connection or cursors; never, if it does not."""
-    lock = _Lock(client, act)
-    try:
-        yield
-    finally:
-        lock.put_back()
-
-
-_known: dict[type, bool] = {}  # classes of clients, and whether they do
-
-
-def _locks(connection: Any) -> bool:
-    """Tell whether a client takes its lock before it sends a statement, as psycopg 3 does; tried once for its class."""
-    client = connection.connection
-    if not hasattr(client, "lock"):
-        return False
-    if type(client) not in _known:
-        taken: list[bool] = []
-        with (
-            connection.wrap_database_errors,
-            _before_its_use(client, lambda: taken.append(True)),
-            client.cursor() as cursor,
-        ):
-            cursor.execute("SELECT 1")
-        _known[type(client)] = bool(taken)
-    return _known[type(client)]

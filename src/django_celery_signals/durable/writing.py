@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import attrgetter
 from typing import Any
 
@@ -19,6 +19,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .clock import bounded, from_now
 from .texts import CUT, LIST, ONCE, SEPARATOR, Texts, sources_of, texts_for
+from .unawaited import Answer, executed
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,11 +40,20 @@ class New:
     key: str | None = None
     lane: str | None = None
     folds: bool = False
-    pk: int | None = None  # once it is written alone
+    written: Answer | int | None = None  # the key, or what will tell it, once it is written alone
     attempts: int = 0
     depth: int = 0
     parent_id: str | None = None
     root_id: str | None = None
+
+    @property
+    def pk(self) -> int | None:
+        """Its key, when it was written alone.
+
+        Raises:
+            django.db.Error: when the database has refused it.
+        """
+        return self.written.key() if isinstance(self.written, Answer) else self.written
 
     @property
     def json(self) -> str:
@@ -62,26 +72,42 @@ def are_caused(rows: Sequence[New]) -> bool:
 def insert(rows: Sequence[New], connection: BaseDatabaseWrapper) -> None:
     """Write deliveries; one that is written alone is given its key, which MySQL tells of many only one by one.
 
+    On PostgreSQL one that is written alone, in a transaction and no savepoint, need not be waited for: then it is the
+    next statement, and the COMMIT, that raises.
+
     Raises:
         django.db.Error: when the database does not take them; the transaction is lost then in any case.
     """
     texts, alone = texts_for(connection, caused=are_caused(rows)), len(rows) == 1
     sql, values = _in_lists(rows, connection, texts) if texts.many and not alone else _in_rows(rows, connection, texts)
+    explain = partial(_explain, rows[0].receiver, connection.alias)
     try:
-        with connection.cursor() as cursor:
-            cursor.execute(sql, values)
-            if alone:
-                rows[0].pk = int(cursor.fetchone()[0] if texts.returns else cursor.lastrowid)
+        if alone:
+            rows[0].written = executed(connection, sql, values, explain) or _executed(connection, sql, values, texts)
+        else:
+            with connection.cursor() as cursor:
+                cursor.execute(sql, values)
     except Exception as error:
         if isinstance(error, Error):
-            error.add_note(
-                f"django_celery_signals was writing the delivery for {rows[0].receiver} to the database "
-                f"{connection.alias!r}. If the table is missing there, run: manage.py migrate "
-                f"--database={connection.alias}"
-            )
+            explain(error)
         # Of many the batch tries again in the end, and raises then, if the error is swallowed now.
         with transaction.mark_for_rollback_on_error(connection.alias) if alone else nullcontext():
             raise
+
+
+def _executed(connection: BaseDatabaseWrapper, sql: str, values: Sequence[Any], texts: Texts) -> int:
+    with connection.cursor() as cursor:
+        cursor.execute(sql, values)
+        return int(cursor.fetchone()[0] if texts.returns else cursor.lastrowid)
+
+
+def _explain(receiver: str, alias: str, error: Exception) -> None:
+    if getattr(error.__cause__, "__notes__", None):  # it is the one before that was refused
+        return
+    error.add_note(
+        f"django_celery_signals was writing the delivery for {receiver} to the database {alias!r}. If the table is "
+        f"missing there, run: manage.py migrate --database={alias}"
+    )
 
 
 def _in_rows(rows: Sequence[New], connection: BaseDatabaseWrapper, texts: Texts) -> tuple[str, list[Any]]:

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import random
-import signal
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from threading import Event, Lock
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from celery import Celery
 from django.db import connections, transaction
 
-from django_celery_signals.durable import savepoints
+from django_celery_signals.durable import client, savepoints
 from tests.delivering import states
 from tests.elsewhere import elsewhere, execute
 from tests.holding import bell, message_together, send
 from tests.parameters import each_database
 from tests.receiving import Receiving
 from tests.shop.models import Tag
+from tests.ways import INSERT, WAYS, able_to_leave, tags
 
 ALIAS = "postgres"
-INSERT = "INSERT INTO shop_tag (name) VALUES (%s) RETURNING id"
 each_of_psycopg = each_database(ALIAS)
 
 
@@ -53,84 +47,10 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-@pytest.fixture
-def inserting(alias: str) -> Iterator[str]:
-    """A function of the database that leaves an effect."""
-    with connections[alias].cursor() as cursor:
-        cursor.execute(
-            "CREATE FUNCTION dcs_leave(text) RETURNS bigint LANGUAGE sql "
-            "AS 'INSERT INTO shop_tag (name) VALUES ($1) RETURNING id'"
-        )
-    yield "dcs_leave"
-    with connections[alias].cursor() as cursor:
-        cursor.execute("DROP FUNCTION dcs_leave")
-
-
-def tags(alias: str) -> list[str]:
-    """Return the effects of receivers."""
-    return sorted(Tag.objects.using(alias).values_list("name", flat=True))
-
-
-def by_django(connection: Any, name: str, kept: list[Any]) -> None:
-    Tag.objects.using(connection.alias).create(name=name)
-
-
-def by_many(connection: Any, name: str, kept: list[Any]) -> None:
-    with connection.cursor() as cursor:
-        cursor.executemany(INSERT, [(name,)])
-
-
-def by_procedure(connection: Any, name: str, kept: list[Any]) -> None:
-    with connection.cursor() as cursor:
-        cursor.callproc("dcs_leave", [name])
-
-
-def by_copy(connection: Any, name: str, kept: list[Any]) -> None:
-    with connection.cursor() as cursor, cursor.copy("COPY shop_tag (name) FROM STDIN") as copy:
-        copy.write_row([name])
-
-
-def by_the_client(connection: Any, name: str, kept: list[Any]) -> None:
-    connection.connection.execute(INSERT, [name])
-
-
-def by_a_kept_cursor(connection: Any, name: str, kept: list[Any]) -> None:
-    if not kept:
-        kept.append(connection.connection.cursor())
-    kept[0].execute(INSERT, [name])
-
-
-def by_a_stream(connection: Any, name: str, kept: list[Any]) -> None:
-    with connection.connection.cursor() as cursor:
-        list(cursor.stream(INSERT, [name]))
-
-
-def by_a_named_cursor(connection: Any, name: str, kept: list[Any]) -> None:
-    with connection.connection.cursor(name="named") as cursor:
-        cursor.execute("SELECT dcs_leave(%s)", [name])
-        cursor.fetchall()
-
-
-def by_a_transaction(connection: Any, name: str, kept: list[Any]) -> None:
-    with connection.connection.transaction():
-        connection.connection.execute(INSERT, [name])
-
-
-def by_a_pipeline(connection: Any, name: str, kept: list[Any]) -> None:
-    with connection.connection.pipeline():
-        connection.connection.execute(INSERT, [name])
-
-
-WAYS = (
-    *(by_django, by_many, by_procedure, by_copy, by_the_client, by_a_kept_cursor, by_a_stream, by_a_named_cursor),
-    *(by_a_transaction, by_a_pipeline),
-)
-
-
 @each_of_psycopg
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_ways_to_use_a_connection(
-    alias: str, celery_app: Celery, receive: Any, begun: list[str], inserting: str, way: Callable[..., None]
+    alias: str, celery_app: Celery, receive: Any, begun: list[str], way: Callable[..., None]
 ) -> None:
     """However a receiver uses the connection, its savepoint begins before, and takes back what fails."""
     connection, kept = connections[alias], list[Any]()
@@ -144,7 +64,8 @@ def test_ways_to_use_a_connection(
     for name in ("a", "bad 1", "b", "bad 2", "bad 3", "c"):
         send(alias, name=name)
 
-    assert "SUCCESS" == message_together(alias)(celery_app).state
+    with able_to_leave(alias):
+        assert "SUCCESS" == message_together(alias)(celery_app).state
 
     assert (["a", "b", "c"], {"ready": 3}) == (tags(alias), states(alias))
     assert 6 == len(set(begun)) == len(begun)
@@ -177,7 +98,7 @@ def test_client_that_cannot_be_waited_for(
     alias: str, celery_app: Celery, receive: Any, begun: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With another client each savepoint begins beforehand."""
-    monkeypatch.setattr(savepoints, "_locks", lambda connection: False)
+    monkeypatch.setattr(savepoints, "takes_its_lock", lambda connection: False)
 
     def act(name: str) -> None:
         Tag.objects.using(alias).create(name=name)
@@ -302,7 +223,7 @@ def test_receiver_that_closes_the_connection(
 
     assert "SUCCESS" == message_together(alias)(celery_app).state
     assert ({"ready": 3}, []) == (states(alias), begun)
-    assert not isinstance(clients[0].lock, savepoints._Lock)
+    assert not isinstance(clients[0].lock, client._Lock)
 
 
 @each_of_psycopg
@@ -322,125 +243,3 @@ def test_connection_that_is_gone(alias: str, celery_app: Celery, receive: Any, m
 
     assert "SUCCESS" == message_together(alias)(celery_app).state
     assert (["a"], {"ready": 3}) == (ran, states(alias))
-
-
-class Client:
-    """A client as far as it is asked."""
-
-    def __init__(self, lock: Any = None) -> None:
-        if lock is not None:
-            self.lock = lock
-        self.wrap_database_errors, self.connection, self.asked = nullcontext(), self, 0
-
-    def cursor(self) -> Any:
-        return nullcontext(self)
-
-    def execute(self, sql: str) -> None:
-        self.asked += 1
-
-
-class Locking(Client):
-    """One that takes its lock."""
-
-    def execute(self, sql: str) -> None:
-        super().execute(sql)
-        with self.lock:
-            assert self.lock.locked()
-
-
-@pytest.mark.parametrize("make", [lambda: Locking(Lock()), lambda: Client(Lock()), Client])
-def test_which_client_can_be_waited_for(make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that takes its lock for what it sends; it is tried once."""
-    monkeypatch.setattr(savepoints, "_known", {})
-    client = make()
-    lock = getattr(client, "lock", None)
-
-    found = [savepoints._locks(client) for _ in range(2)]
-
-    assert [type(client) is Locking] * 2 == found
-    assert (lock is not None) == client.asked
-    assert lock is getattr(client, "lock", None)
-
-
-def test_one_within_another() -> None:
-    """Of two that wait for the same use the outer one begins first, and each once."""
-    client, done = Client(Lock()), list[str]()
-    real = client.lock
-
-    def begin(name: str) -> Callable[[], None]:
-        def act() -> None:
-            with client.lock:  # as a client does that executes something
-                done.append(name)
-
-        return act
-
-    with savepoints._before_its_use(client, begin("outer")):
-        with savepoints._before_its_use(client, begin("inner")):
-            for _ in range(2):
-                with client.lock:
-                    assert real.locked()
-        with client.lock:
-            assert real.locked()
-
-    assert (["outer", "inner"], real) == (done, client.lock)
-
-
-def test_threads_that_share_a_client() -> None:
-    """Whoever else uses the connection waits until the savepoint has begun."""
-    client, done, is_beginning, has_overtaken = Client(Lock()), list[str](), Event(), Event()
-
-    def begin() -> None:
-        is_beginning.set()
-        has_overtaken.wait(0.05)
-        with client.lock:
-            done.append("savepoint")
-
-    def use(name: str) -> None:
-        with client.lock:
-            done.append(name)
-
-    def use_later() -> None:
-        is_beginning.wait(5)
-        use("second")
-        has_overtaken.set()
-
-    with savepoints._before_its_use(client, begin), ThreadPoolExecutor(1) as others:
-        second = others.submit(use_later)
-        use("first")
-        second.result()
-
-    assert "savepoint" == done[0]
-    assert {"savepoint", "first", "second"} == set(done)
-
-
-class TimeIsUp(BaseException):
-    """As a time limit, which comes at any moment."""
-
-
-def test_time_limit_at_any_moment() -> None:
-    """A signal's handler that raises while the lock is taken or given back leaves it free."""
-    client, moments = Client(Lock()), random.Random(5)
-
-    def stop(*_: Any) -> None:
-        raise TimeIsUp
-
-    before = signal.signal(signal.SIGALRM, stop)
-    try:
-        until = time.monotonic() + 1.5
-        while time.monotonic() < until:
-            real = client.lock
-            try:
-                signal.setitimer(signal.ITIMER_REAL, moments.uniform(1e-6, 12e-6))
-                lock = savepoints._Lock(client, int)
-                with client.lock:
-                    pass
-                lock.put_back()
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            except TimeIsUp:
-                pass
-            client.lock = real
-            assert real.acquire(blocking=False)
-            real.release()
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
