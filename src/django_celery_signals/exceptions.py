@@ -63,6 +63,10 @@ class PublishTimeout(PublishError):
     """Tell that the broker did not answer within ``PUBLISH_TIMEOUT``; the message may still arrive."""
 
 
+class DeliveryRefused(SignalTaskError):
+    """Tell that a transaction was rolled back, for the database had refused a delivery, and somebody was silent."""
+
+
 class LeaseLost(SignalTaskError):
     """Tell that another run has the delivery by now, so that what this run did must not be committed."""
 

@@ -30,6 +30,7 @@ from django_celery_signals import Discard, Fail, NotCarried, RetryAfter, SignalT
         ("ContextLost", {SignalTaskError}),
         ("WorkerLost", {SignalTaskError}),
         ("LoopDetected", {SignalTaskError}),
+        ("DeliveryRefused", {SignalTaskError}),
         ("ReceiverFailed", {SignalTaskError}),
         ("InstanceMissing", {SignalTaskError}),
         ("NotCarried", {SignalTaskError, AttributeError}),

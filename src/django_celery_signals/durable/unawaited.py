@@ -2,12 +2,13 @@
 
 In a transaction nothing depends on its answer before that: the next statement, or the COMMIT at the latest, comes
 behind it in any case. What was refused is raised there, and again at every use until the transaction is rolled back,
-for the first to meet it may be somebody whose errors are swallowed.
+and then once more where nobody is told: the first to meet it may be somebody whose errors are swallowed.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -18,6 +19,7 @@ from django.db import InterfaceError
 from django.db.backends import utils
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from ..exceptions import DeliveryRefused
 from .client import not_any_more, on_its_next_use, takes_its_lock
 
 try:
@@ -49,6 +51,8 @@ class Answer:
         self._connection, self._client, self._explain = connection, connection.connection, explain
         self._key: int | None = None
         self._refused: Exception | None = None
+        self._is_told = False
+        self._around = sys.exc_info()[1]  # what the sender is handling, if anything
         on_its_next_use(self._client, self._arrive)
         self._client.rollback = self._roll_back
 
@@ -72,6 +76,7 @@ class Answer:
         if self._refused is None and not self._client.closed:  # else who is about to use it is told so
             self._wait()
         if self._refused is not None:
+            self._is_told = True
             raise self._refused
         self._forget()
 
@@ -97,11 +102,22 @@ class Answer:
             raise
 
     def _roll_back(self) -> None:
-        """Do what the client's ``rollback()`` does; what was refused has no consequence any more."""
+        """Do what the client's ``rollback()`` does.
+
+        Raises:
+            DeliveryRefused: when Django rolls back for what was refused, and for no error: somebody has swallowed that. It
+                is none of the database's, which Django swallows here.
+        """
+        is_told = self._is_told
         with suppress(Database.Error), self._client.lock:
             pass
         self._forget()
         self._client.rollback()
+        raised = sys.exc_info()[1]
+        if is_told and (raised is None or raised is self._around):
+            raise DeliveryRefused(
+                f"The transaction was rolled back: {self._refused} Something has swallowed that error."
+            ) from self._refused
 
     def _forget(self) -> None:
         not_any_more(self._client, self._arrive)
@@ -138,6 +154,7 @@ def _is_unwatched(connection: Any) -> bool:
     connection.validate_thread_sharing()
     return (
         connection.in_atomic_block
+        and connection.commit_on_exit  # the outermost block commits
         and not any(connection.savepoint_ids)
         and not connection.needs_rollback
         and not connection.queries_logged
@@ -165,6 +182,8 @@ def _is_ready(client: Any) -> bool:
     libpq = client.pgconn
     return (
         "rollback" not in vars(client)
+        and not getattr(client, "_num_transactions", 0)  # psycopg's own blocks, which are savepoints here
+        and not getattr(client, "_tpc", None)
         and libpq.transaction_status == TransactionStatus.INTRANS
         and libpq.pipeline_status == PipelineStatus.OFF
         and libpq.parameter_status(b"client_encoding") == b"UTF8"

@@ -24,6 +24,7 @@ from django_celery_signals.durable import unawaited
 from django_celery_signals.durable.deliveries import deliveries
 from django_celery_signals.durable.unawaited import Answer
 from django_celery_signals.durable.writing import New, insert
+from django_celery_signals.exceptions import DeliveryRefused
 from tests.elsewhere import elsewhere, execute, other_transaction
 from tests.parameters import each_database
 from tests.shop.models import Tag
@@ -247,17 +248,52 @@ def by_nobody(connection: Any) -> None:
     pass
 
 
-SWALLOWED = (by_a_statement, by_a_savepoint, by_the_client, by_a_finalizer, by_nobody)
+def by_a_save(connection: Any) -> None:
+    Tag.objects.using(connection.alias).create(name="b")
+
+
+def by_a_sending(connection: Any) -> None:
+    write(connection.alias, a_row())
+
+
+def by_a_block(connection: Any) -> None:
+    with transaction.atomic(using=connection.alias, savepoint=False):
+        begin(connection.alias)
+
+
+SWALLOWED = (
+    by_a_statement,
+    by_a_savepoint,
+    by_the_client,
+    by_a_finalizer,
+    by_nobody,
+    by_a_save,
+    by_a_sending,
+    by_a_block,
+)
 
 
 @each_of_psycopg
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("handling", [False, True])
 @pytest.mark.parametrize("use", SWALLOWED, ids=lambda use: use.__name__)
-def test_refused_and_swallowed(alias: str, use: Callable[[Any], None]) -> None:
-    """Whoever swallows the error, with a savepoint of his own or without, the commit fails."""
-    followed: list[str] = []
+def test_refused_and_swallowed(alias: str, use: Callable[[Any], None], handling: bool) -> None:
+    """Whoever swallows the error, with a savepoint of his own or without, the block fails."""
+    if not handling:
+        swallow(alias, use)
+        return
+    try:
+        raise Boom
+    except Boom:  # in which a sender may be, and write that down
+        swallow(alias, use)
 
-    with refused(), in_a_transaction(alias) as connection:
+
+def swallow(alias: str, use: Callable[[Any], None]) -> None:
+    """Have something refused, and swallow it."""
+    followed: list[str] = []
+    marks = use in (by_a_save, by_a_sending, by_a_block)
+
+    with refused(DeliveryRefused if marks else DataError) as raised, in_a_transaction(alias) as connection:
         Tag.objects.using(alias).bulk_create([Tag(name="a"), Tag(name="b")])
         transaction.on_commit(lambda: followed.append("a"), using=alias)
         if use is not by_a_finalizer:
@@ -267,6 +303,9 @@ def test_refused_and_swallowed(alias: str, use: Callable[[Any], None]) -> None:
                 use(connection)
 
     assert ([], [], []) == (followed, tags(alias), written(alias))
+    assert (["tests.nobody"] if marks else []) == (notes(raised.value) if marks else [])
+    assert connection.get_autocommit()
+    assert "rollback" not in vars(connection.connection)
     write(alias, a_row())
     gc.collect()  # what warns of a cursor that could not be closed
 
@@ -285,6 +324,30 @@ def test_refused_within_a_savepoint(alias: str) -> None:
 
     assert ["tests.second"] == notes(raised.value)
     assert (["tests.first", "tests.last"], []) == (written(alias), tags(alias))
+
+
+@each_of_psycopg
+def test_refused_behind_a_savepoint_by_hand(alias: str) -> None:
+    """Nobody sees such a savepoint: the transaction is lost, and says so."""
+    with refused(), in_a_transaction(alias):
+        Tag.objects.using(alias).create(name="a")
+        savepoint = transaction.savepoint(using=alias)
+        write(alias, a_row(state=REFUSED))
+        with pytest.raises(DataError):
+            transaction.savepoint_commit(savepoint, using=alias)
+        transaction.savepoint_rollback(savepoint, using=alias)
+
+    assert ([], []) == (tags(alias), written(alias))
+
+
+@each_of_psycopg
+def test_refused_and_taken_back_on_purpose(alias: str) -> None:
+    """Who rolls back anyway need not know what would have been refused."""
+    with in_a_transaction(alias):
+        write(alias, a_row(state=REFUSED))
+        transaction.set_rollback(True, using=alias)
+
+    assert [] == written(alias)
 
 
 @each_of_psycopg
@@ -412,6 +475,10 @@ def a_savepoint(connection: Any) -> AbstractContextManager[Any]:
     return transaction.atomic(using=connection.alias)
 
 
+def a_clients_block(connection: Any) -> AbstractContextManager[Any]:
+    return connection.connection.transaction()  # type: ignore[no-any-return]
+
+
 def a_pipeline(connection: Any) -> AbstractContextManager[Any]:
     return connection.connection.pipeline()  # type: ignore[no-any-return]
 
@@ -432,7 +499,7 @@ def no_psycopg(connection: Any) -> AbstractContextManager[Any]:
 
 WATCHED = (
     *(wrapped, captured, shared, a_savepoint, another_rollback, another_cursor, another_backend, another_client),
-    *(another_factory, traced, a_pipeline, another_encoding, a_client_without_lock, no_psycopg),
+    *(another_factory, traced, a_pipeline, another_encoding, a_client_without_lock, no_psycopg, a_clients_block),
 )
 
 
@@ -465,15 +532,17 @@ def test_first_statement_of_a_transaction(alias: str) -> None:
 
 
 @each_of_psycopg
+@pytest.mark.parametrize("block", [nullcontext, partial(transaction.atomic, using=ALIAS, savepoint=False)])
 @pytest.mark.parametrize("autocommit", [True, False])
-def test_outside_of_a_block(alias: str, autocommit: bool) -> None:
+def test_outside_of_a_block_that_commits(alias: str, autocommit: bool, block: Any) -> None:
     """Of what commits then nobody tells."""
     connection, row = connections[alias], a_row()
     begin(alias)
     connection.set_autocommit(autocommit)
     try:
         begin(alias)
-        write(alias, row)
+        with nullcontext() if autocommit else block():
+            write(alias, row)
         connection.commit() if not autocommit else None
     finally:
         connection.set_autocommit(True)
