@@ -261,16 +261,8 @@ def by_a_block(connection: Any) -> None:
         begin(connection.alias)
 
 
-SWALLOWED = (
-    by_a_statement,
-    by_a_savepoint,
-    by_the_client,
-    by_a_finalizer,
-    by_nobody,
-    by_a_save,
-    by_a_sending,
-    by_a_block,
-)
+MARKING = (by_a_save, by_a_sending, by_a_block)
+SWALLOWED = (by_a_statement, by_a_savepoint, by_the_client, by_a_finalizer, by_nobody, *MARKING)
 
 
 @each_of_psycopg
@@ -291,7 +283,7 @@ def test_refused_and_swallowed(alias: str, use: Callable[[Any], None], handling:
 def swallow(alias: str, use: Callable[[Any], None]) -> None:
     """Have something refused, and swallow it."""
     followed: list[str] = []
-    marks = use in (by_a_save, by_a_sending, by_a_block)
+    marks = use in MARKING
 
     with refused(DeliveryRefused if marks else DataError) as raised, in_a_transaction(alias) as connection:
         Tag.objects.using(alias).bulk_create([Tag(name="a"), Tag(name="b")])
@@ -303,7 +295,7 @@ def swallow(alias: str, use: Callable[[Any], None]) -> None:
                 use(connection)
 
     assert ([], [], []) == (followed, tags(alias), written(alias))
-    assert (["tests.nobody"] if marks else []) == (notes(raised.value) if marks else [])
+    assert ["tests.nobody"] == notes(raised.value)
     assert connection.get_autocommit()
     assert "rollback" not in vars(connection.connection)
     write(alias, a_row())
