@@ -105,8 +105,8 @@ class Answer:
         """Do what the client's ``rollback()`` does.
 
         Raises:
-            DeliveryRefused: when Django rolls back for what was refused, and for no error: somebody has swallowed that. It
-                is none of the database's, which Django swallows here.
+            DeliveryRefused: when Django rolls back for what was refused, and for no error: somebody has swallowed that.
+                It is none of the database's, which Django swallows here.
         """
         is_told = self._is_told
         with suppress(Database.Error), self._client.lock:
