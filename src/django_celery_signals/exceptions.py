@@ -10,6 +10,7 @@
     │   └── UnknownVersion               an envelope newer than this code; tried again later
     ├── PublishError                     the broker did not take the message
     │   └── PublishTimeout               ... within PUBLISH_TIMEOUT; whether it did later is unknown
+    ├── DeliveryRefused                  a transaction was rolled back without a word: the database took no delivery
     ├── LeaseLost                        another run has the delivery; what this one did is rolled back
     ├── ContextLost                      what must surround a receiver, such as a tenant, is not there
     ├── UnknownReceiver                  for an hour no process knew the task that a delivery is for
