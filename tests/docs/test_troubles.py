@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,10 @@ from django.dispatch import Signal
 from kombu.exceptions import ContentDisallowed, EncodeError
 from kombu.serialization import dumps, loads
 
-from django_celery_signals import PublishError
+from django_celery_signals import DeliveryRefused, PublishError
 from django_celery_signals.durable.rows import State
 from django_celery_signals.durable.trouble import is_transient
+from django_celery_signals.models import Delivery
 from tests.docs.pages import ROOT, block_with, page_of
 from tests.elsewhere import execute
 from tests.lanes import Stage
@@ -193,6 +194,35 @@ def test_aborted(alias: str, receiving: Receiving) -> None:
     with pytest.raises(DatabaseError) as error:
         go_on()
     assert said(error.value, "current transaction is aborted")
+
+
+@each_database("postgres")
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_delivery_that_is_refused(alias: str, swallowed: bool, receiving: Receiving) -> None:
+    """On PostgreSQL it is what comes next that fails, and the note says why; if that is swallowed, the block does."""
+    bell = Signal()
+    receiving(bell, guarantee="durable")
+    table = Delivery._meta.db_table
+
+    def send() -> None:
+        with transaction.atomic(using=alias):
+            Tag.objects.using(alias).create(name="a")
+            bell.send(sender=None, using=alias)
+            with suppress(DatabaseError) if swallowed else nullcontext():
+                Tag.objects.using(alias).create(name="b")
+
+    execute(alias, f"ALTER TABLE {table} ADD CONSTRAINT dcs_none CHECK (false) NOT VALID")
+    try:
+        with pytest.raises(DeliveryRefused if swallowed else IntegrityError) as error:
+            send()
+    finally:
+        execute(alias, f"ALTER TABLE {table} DROP CONSTRAINT dcs_none")
+
+    assert swallowed == ("The transaction was rolled back" in str(error.value))
+    cause: Any = error.value.__cause__
+    assert "django_celery_signals was writing the delivery for" in cause.__notes__[0]
+    assert [] == list(Tag.objects.using(alias).all())
+    assert quoted("django_celery_signals was writing the delivery for")
 
 
 @pytest.mark.django_db(transaction=True)
