@@ -168,7 +168,7 @@ def with_upsert(patch: pytest.MonkeyPatch) -> None:
         target = {} if connection.vendor == "mysql" else {"unique_fields": ["slot"]}
         changed = ["payload", "event_id"]
         deliveries(using).bulk_create([row], update_conflicts=True, update_fields=changed, **target)
-        new.pk = deliveries(using).values_list("pk", flat=True).get(slot=new.lane)
+        new.written = deliveries(using).values_list("pk", flat=True).get(slot=new.lane)
 
     def take_turn(self: Any, pk: int, lane: str) -> bool:
         return self.filter(pk=pk, state=State.READY).update(state=State.SENT, sent_at=In(0), sends=1, due_at=None) > 0
