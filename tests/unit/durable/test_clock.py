@@ -111,7 +111,8 @@ def test_clocks_that_change(alias: str, settings: Any, hour: int) -> None:
     connections[alias].close()
     leap = datetime.now(UTC) + timedelta(seconds=10)
     before, after = (0, -hour) if hour > 0 else (hour, 0)  # POSIX counts to the west
-    day, moment = leap.timetuple().tm_yday, (leap - timedelta(hours=before)).strftime("%H:%M:%S")
+    local = leap - timedelta(hours=before)  # for which it may be tomorrow
+    day, moment = local.timetuple().tm_yday, local.strftime("%H:%M:%S")
     later = (leap + timedelta(days=40)).timetuple().tm_yday
     execute(alias, f"SET TIME ZONE 'AAA{before}BBB{after},{day - 1}/{moment},{later - 1}/02:00'")
     (shown,) = execute(alias, "SELECT (NOW() + INTERVAL '60 seconds')::timestamp - NOW()::timestamp")
