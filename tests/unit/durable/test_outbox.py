@@ -745,7 +745,7 @@ def test_a_savepoint_that_is_rolled_back_by_hand(alias: str, celery_app: Celery,
     """Django then calls the hook of a sending that is undone; it takes no turn from the next of its key."""
     receiving(bell, guarantee="durable", **ORDERED)
     with transaction.atomic(using=alias):
-        point = transaction.savepoint(using=alias)
+        point = connections[alias].savepoint()
         bell.send(sender="ghost", using=alias, key="a")
         connections[alias].cursor().execute(f"ROLLBACK TO SAVEPOINT {connections[alias].ops.quote_name(point)}")
         bell.send(sender="door", using=alias, key="a")

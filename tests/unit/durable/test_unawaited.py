@@ -323,7 +323,7 @@ def test_refused_behind_a_savepoint_by_hand(alias: str) -> None:
     """Nobody sees such a savepoint: the transaction is lost, and says so."""
     with refused(), in_a_transaction(alias):
         Tag.objects.using(alias).create(name="a")
-        savepoint = transaction.savepoint(using=alias)
+        savepoint = connections[alias].savepoint()
         write(alias, a_row(state=REFUSED))
         with pytest.raises(DataError):
             transaction.savepoint_commit(savepoint, using=alias)
