@@ -51,7 +51,6 @@ class Answer:
         self._connection, self._client, self._explain = connection, connection.connection, explain
         self._key: int | None = None
         self._refused: Exception | None = None
-        self._is_told = False
         self._around = sys.exc_info()[1]  # what the sender is handling, if anything
         on_its_next_use(self._client, self._arrive)
         self._client.rollback = self._roll_back
@@ -76,7 +75,6 @@ class Answer:
         if self._refused is None and not self._client.closed:  # else who is about to use it is told so
             self._wait()
         if self._refused is not None:
-            self._is_told = True
             raise self._refused
         self._forget()
 
@@ -108,16 +106,15 @@ class Answer:
             DeliveryRefused: when Django rolls back for what was refused, and for no error: somebody has swallowed that.
                 It is none of the database's, which Django swallows here.
         """
-        is_told = self._is_told
+        told = self._refused  # to somebody already; what is heard only now need not be
         with suppress(Database.Error), self._client.lock:
             pass
         self._forget()
         self._client.rollback()
         raised = sys.exc_info()[1]
-        if is_told and (raised is None or raised is self._around):
-            raise DeliveryRefused(
-                f"The transaction was rolled back: {self._refused} Something has swallowed that error."
-            ) from self._refused
+        if told is not None and (raised is None or raised is self._around):
+            message = f"The transaction was rolled back: {told} Something has swallowed that error."
+            raise DeliveryRefused(message) from told
 
     def _forget(self) -> None:
         not_any_more(self._client, self._arrive)
