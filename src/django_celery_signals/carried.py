@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import Any
 
 from celery.exceptions import Ignore, Reject, Retry
 
 from .envelope import Envelope
-from .event import Event
+from .event import Event, with_facts
 from .exceptions import DecodeError, ReceiverFailed, RetryAfter
 from .policy import LONGEST_WAIT, pause
 from .signals import receiver_discarded, receiver_failed, receiver_succeeded, tell
@@ -52,7 +51,7 @@ class Carried:
 
     def event(self, event: Event, **facts: Any) -> Event:
         """Return the event as the receiver gets it."""
-        return replace(event, **facts)
+        return with_facts(event, **facts)
 
     def complete(self) -> None:
         """Note nowhere that the receiver succeeded."""

@@ -48,6 +48,8 @@ _told: set[tuple[str, str]] = set()
 
 #: Whether what is restored is for what follows a run, and no other run.
 follows: ContextVar[bool] = ContextVar("follows", default=False)
+#: What has been restored in this context already, for whoever asks for it first.
+beforehand: ContextVar[Mapping[str, Any] | None] = ContextVar("beforehand", default=None)
 
 
 def register_context(
@@ -149,6 +151,11 @@ def of_receiver(context: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in context.items() if not name.startswith("$")}
 
 
+def varies(name: str) -> bool:
+    """Tell whether a context variable holds what is carried by a name, which a copy of the context has as well."""
+    return name in _carriers and _carriers[name].varies
+
+
 def is_required(context: Mapping[str, Any]) -> bool:
     """Tell whether something of it must be restored."""
     return bool(context.get(REQUIRED))
@@ -160,7 +167,7 @@ def restored_again(context: Mapping[str, Any]) -> Iterator[None]:
 
     That runs in a copy of the run's own context, which has what context variables hold.
     """
-    beside = {name: value for name, value in context.items() if not (name in _carriers and _carriers[name].varies)}
+    beside = {name: value for name, value in context.items() if not varies(name)}
     if not beside:
         yield
         return
@@ -182,6 +189,10 @@ def restored(context: Mapping[str, Any]) -> Iterator[None]:
     Raises:
         ContextLost: for what is required, and could not be captured or cannot be restored.
     """
+    if beforehand.get() == context:
+        beforehand.set(None)  # whoever changes it now, and sends within, has it restored
+        yield
+        return
     required = context.get(REQUIRED, ())
     lost = [name for name in required if name in context.get(LOST, ())]
     if lost:

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
 from celery.exceptions import Ignore, Retry
-from django.db import Error, close_old_connections, connections, transaction
+from django.db import Error, close_old_connections, transaction
 
 from . import policy
+from .alike import alike
 from .codec.fetching import Fetched
 from .context import is_required, restored
 from .durable.hold import Held
@@ -59,10 +61,9 @@ def execute_together(task: Any, carried: Any) -> None:
 def _one_by_one(task: Any, holds: Sequence[Held]) -> None:
     """Run each, and note at once how it ended: there is no transaction that could take anything back."""
     try:
-        fetched = _fetched(task, holds)
-        for one in map(Later, holds):
+        for one, run_it in _each(task, list(map(Later, holds))):
             with _alone(task, one):
-                run(task, one, fetched)
+                run_it()
     except Exception as error:
         _give_back(task, [hold for hold in holds if not hold.lease.ending], error)
 
@@ -84,27 +85,41 @@ def _run_each(task: Any, holds: Sequence[Held]) -> list[Later]:
     """Run each in a savepoint of the transaction there is."""
     with savepoints(holds[0].lease.using) as savepoint:
         later = [Later(hold, savepoint) for hold in holds]
-        fetched = _fetched(task, holds)
-        for one in later:
-            _in_savepoint(task, one, fetched)
+        for one, run_it in _each(task, later):
+            _in_savepoint(task, one, run_it)
     return later
 
 
-def _in_savepoint(task: Any, one: Later, fetched: Fetched) -> None:
+def _each(task: Any, later: Sequence[Later]) -> Iterator[tuple[Later, Callable[[], None]]]:
+    """Yield each, and what runs it."""
+    fetched = _fetched(task, [one.hold for one in later])
+    with alike() as surrounded:
+        for one in later:
+            yield one, partial(surrounded, _around(one), run, task, one, fetched)
+
+
+def _in_savepoint(task: Any, one: Later, run_it: Callable[[], None]) -> None:
     """Run one; an error is its own, unless the transaction has not survived it.
 
     Raises:
         Exception: when all are to run again.
     """
-    connection: Any = connections[one.hold.lease.using]
+    connection: Any = one.hold.connection
     used, hooks = connection.connection, len(connection.run_on_commit)
     with _its_request(task, one.hold):
         try:
-            run(task, one, fetched)
+            run_it()
         except PutOff:
             if one.spoils or not _survives(connection, used):
                 raise
     shield(connection, hooks, one.context, one.around)
+
+
+def _around(one: Later) -> dict[str, Any]:
+    """Return what surrounded a sending; of what cannot be read nothing, and it will say so in its own run."""
+    with suppress(DecodeError):
+        return one.hold.envelope().context
+    return {}
 
 
 def _survives(connection: Any, used: Any) -> bool:
@@ -134,15 +149,15 @@ def _fetched(task: Any, holds: Sequence[Held]) -> Fetched:
 @contextmanager
 def _its_request(task: Any, hold: Held) -> Iterator[None]:
     """Let the receiver see its own delivery in ``self.request``, as if it had come alone."""
-    request, known = task.request, hold.known
-    before = {name: getattr(request, name, None) for name in ("id", "retries", "root_id", "parent_id", "hold")}
+    request, known = vars(task.request), hold.known
+    before = request.copy()
     lineage = {"root_id": known.options.get("root_id") or known.event_id, "parent_id": known.options.get("parent_id")}
     request.update(id=known.event_id, retries=known.attempts, hold=hold, **lineage)
     try:
         yield
     finally:
+        request.clear()  # also of what a retry() in this run has left there, which is not the next one's
         request.update(before)
-        request.__dict__.pop("override_max_retries", None)  # of a retry() in this run, and not of the next one's
 
 
 @contextmanager

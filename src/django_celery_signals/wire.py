@@ -14,7 +14,7 @@ from django.core.signing import BadSignature, Signer
 from . import conf
 from .codec.core import TAG
 from .envelope import Envelope
-from .event import Event
+from .event import event_of
 from .exceptions import DecodeError, UnknownVersion
 from .plurals import quantity
 
@@ -165,7 +165,7 @@ def _from_body(body: dict[str, Any]) -> Envelope:
     chain = tuple(_text(step) for step in body["chain"])
     if not isinstance(body["objects"], list) or not isinstance(body["context"], dict) or not chain:
         raise DecodeError("The envelope's objects, context or chain are not what they must be.")
-    event = Event(
+    event = event_of(
         id=_text(body["id"]),
         signal_name=_text(body["signal"]),
         receiver=_text(body["receiver"]),

@@ -91,7 +91,9 @@ class Fetched:
             django.db.Error: when the database does not answer.
         """
         keys: defaultdict[tuple[type[models.Model], str], set[Any]] = defaultdict(set)
-        for place in filter(None, map(_place, entries)):
+        self._entries = list(entries)  # kept, so that they are what tells a place
+        self._places = {id(entry): place for entry in self._entries if (place := _place(entry)) is not None}
+        for place in self._places.values():
             keys[place[:2]].add(place[2])
         self._until, self._given = time.monotonic() + FRESH, set[Any]()
         self._found: dict[tuple[type[models.Model], str, Any], models.Model] = {
@@ -102,7 +104,7 @@ class Fetched:
 
     def __call__(self, entry: Any, decoder: Decoder) -> models.Model:
         """Make the instance of an entry, as :func:`instance_from` does."""
-        place = _place(entry)
+        place = self._places.get(id(entry)) or _place(entry)
         if place is None:
             return instance_from(entry, decoder)
         row = _row(place)

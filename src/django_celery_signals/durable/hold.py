@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, ClassVar
 
 from celery.exceptions import Ignore, Reject, Retry
 from django.db import Error, connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import F
 
 from .. import conf, policy
 from ..carried import discarded, failed, succeeded
 from ..envelope import Envelope
-from ..event import Event
+from ..event import Event, with_facts
 from ..exceptions import LeaseLost, ReceiverFailed, RetryAfter
 from ..wire import ARGUMENT
 from .clock import In, instant
@@ -47,15 +48,15 @@ def opened(task: Any, reference: Reference) -> Held | None:
     if known is None:
         logger.debug("Delivery %s of %r is done, in other hands or paused.", reference.id, reference.alias)
         return None
-    return held(task, reference.alias, known, seconds, renews)
+    return held(task, connections[reference.alias], known, seconds, renews)
 
 
-def held(task: Any, using: str, known: Any, seconds: float, renews: bool) -> Held:
+def held(task: Any, connection: BaseDatabaseWrapper, known: Any, seconds: float, renews: bool) -> Held:
     """Return what a worker holds of a row that it has just opened for so many seconds."""
-    lease = Lease(using=using, pk=known.pk, token=known.token, seconds=seconds)
-    began = instant(known.due_at, connections[using]) - timedelta(seconds=seconds)
+    lease = Lease(using=connection.alias, pk=known.pk, token=known.token, seconds=seconds)
+    began = instant(known.due_at, connection) - timedelta(seconds=seconds)
     fence = (began - datetime(1970, 1, 1, tzinfo=began.tzinfo)) // timedelta(microseconds=1)
-    return Held(task=task, lease=lease, known=known, fence=fence, renews=renews)
+    return Held(task=task, connection=connection, lease=lease, known=known, fence=fence, renews=renews)
 
 
 def lease_of(task: Any, using: str, count: int = 1) -> tuple[float, bool]:
@@ -97,6 +98,7 @@ class Held:
     OUTAGES: ClassVar[int] = 100
 
     task: Any
+    connection: BaseDatabaseWrapper  # of the thread that runs it
     lease: Lease
     known: Any  # the row, as it was opened
     fence: int  # when it was opened, in microseconds of the database's clock: the runs of a key do not overlap there
@@ -144,7 +146,7 @@ class Held:
     def event(self, event: Event, **facts: Any) -> Event:
         """Return the event as the receiver gets it, with the fence; eager, in the sender's process, it has no rival."""
         lease = None if self.task.request.is_eager else self.lease
-        return replace(event, fence=self.fence, lease=lease, key=self.known.key, **facts)
+        return with_facts(event, fence=self.fence, lease=lease, key=self.known.key, **facts)
 
     def is_expired(self) -> bool:
         """Tell whether the sending's ``expires`` is over."""

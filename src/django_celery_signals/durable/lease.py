@@ -118,21 +118,25 @@ class Keeper:
         self._runs = False
         self._wakes_at: float | None = None  # when the thread looks again by itself; None: when it is told
 
-    def keep(self, lease: Lease) -> None:
-        """Renew a lease from now on."""
-        lease.postpone()
+    def keep(self, *leases: Lease) -> None:
+        """Renew leases from now on."""
+        if not leases:
+            return
+        for lease in leases:
+            lease.postpone()
         with self._changed:
-            self._leases.append(lease)
+            self._leases.extend(leases)
             if not self._runs:
                 self._runs = True
                 threading.Thread(target=self._run, name="django-celery-signals-leases", daemon=True).start()
-            if self._wakes_at is None or lease.renew_at < self._wakes_at:  # not for every run
+            if self._wakes_at is None or min(lease.renew_at for lease in leases) < self._wakes_at:  # not for every run
                 self._changed.notify()
 
-    def let_go(self, lease: Lease) -> None:
-        """Renew it no more."""
+    def let_go(self, *leases: Lease) -> None:
+        """Renew them no more."""
         with self._changed:
-            self._leases = [other for other in self._leases if other is not lease]
+            gone = set(map(id, leases))
+            self._leases = [lease for lease in self._leases if id(lease) not in gone]
 
     def _run(self) -> None:
         while True:

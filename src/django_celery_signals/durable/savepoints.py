@@ -32,19 +32,19 @@ def savepoints(using: str) -> Iterator[Savepoint]:
     Raises:
         django.db.Error: at the end, when the last one is gone: what was done before may be gone as well.
     """
-    connection = connections[using]
+    connection: Any = connections[using]
     is_prepared = connection.settings_dict["OPTIONS"].get("prepare_threshold") == 0  # two statements cannot be
     if connection.vendor != "postgresql" or is_prepared:
         yield transaction.atomic
         return
-    savepoint = _Savepoints(using)
+    savepoint = _Savepoints(connection)
     yield savepoint
     savepoint.end()
 
 
 class _Savepoints:
-    def __init__(self, using: str) -> None:
-        self._using, self._numbers = using, count()
+    def __init__(self, connection: Any) -> None:
+        self._connection, self._numbers = connection, count()
         self._last: str | None = None  # which the next is to end
         self._begun_at = time.monotonic()
         self._cursor: Any = None  # of the client
@@ -52,17 +52,16 @@ class _Savepoints:
     @contextmanager
     def __call__(self, *, using: str) -> Iterator[None]:
         """Do what Django's ``atomic()`` does within another, but leave a good end to the next."""
-        if using != self._using:  # whose transaction it is not
+        connection = self._connection
+        if using != connection.alias:  # whose transaction it is not
             with transaction.atomic(using=using):
                 yield
             return
-        connection: Any = connections[using]
         name = f"django_celery_signals_{next(self._numbers)}"
-        with self._begun(connection, name):
+        with self._begun(name):
             connection.savepoint_ids.append(name)  # by which Django knows what is rolled back with it
             try:
-                with transaction.atomic(using=using, savepoint=False):
-                    yield
+                yield
                 if not _is_whole(connection, is_begun=self._last is not None):
                     connection.savepoint_commit(name)  # which says why
                     self._last = None
@@ -75,24 +74,24 @@ class _Savepoints:
     def end(self) -> None:
         """End the last one, which says whether all of them were in the same transaction."""
         if self._last is not None:
-            connections[self._using].savepoint_commit(self._last)
+            self._connection.savepoint_commit(self._last)
 
-    def _begun(self, connection: Any, name: str) -> AbstractContextManager[Any]:
+    def _begun(self, name: str) -> AbstractContextManager[Any]:
         """Begin a savepoint, at the latest when the block uses the connection, be it to roll back.
 
         At once after a while without one: the server may end a transaction that does nothing, or be gone.
         """
-        client = connection.connection
-        begin = partial(self._begin, connection, client, name)
-        if time.monotonic() - self._begun_at < IDLE and takes_its_lock(connection):
+        client = self._connection.connection
+        begin = partial(self._begin, client, name)
+        if time.monotonic() - self._begun_at < IDLE and takes_its_lock(self._connection):
             return before_its_use(client, begin)
         begin()
         return nullcontext()
 
-    def _begin(self, connection: Any, client: Any, name: str) -> None:
-        if connection.connection is not client:  # the block has closed it, and others may have it by now
+    def _begin(self, client: Any, name: str) -> None:
+        if self._connection.connection is not client:  # the block has closed it, and others may have it by now
             return
-        with connection.wrap_database_errors:
+        with self._connection.wrap_database_errors:
             if self._cursor is None or self._cursor.connection is not client:
                 self._cursor = client.cursor()
             last = self._last

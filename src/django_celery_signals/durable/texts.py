@@ -34,7 +34,8 @@ PUBLISHED = (
 def among(connection: BaseDatabaseWrapper, *lists: Sequence[int]) -> tuple[str, list[Any]]:
     """Return the condition that a column has a value of a list, for lists of one length, and their parameters."""
     if connection.vendor == "postgresql":
-        return "= ANY(%s)", [list(values) for values in lists]
+        # As text, which is read as the column's kind: of a list the client makes an array far more slowly.
+        return "= ANY(%s)", ["{" + ",".join(map(str, values)) + "}" for values in lists]
     return f"IN ({', '.join(['%s'] * len(lists[0]))})", [value for values in lists for value in values]
 
 

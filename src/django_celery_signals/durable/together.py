@@ -43,7 +43,8 @@ def opened_together(task: Any, chunk: Chunk) -> list[Held]:
     if len(rows) < len(chunk.rows):
         gone = len(chunk.rows) - len(rows)
         logger.debug("Done or in other hands: %s of %r.", quantity(gone), chunk.alias)
-    return [held(task, chunk.alias, row, seconds, renews) for row in rows]
+    connection = connections[chunk.alias]
+    return [held(task, connection, row, seconds, renews) for row in rows]
 
 
 @contextmanager
@@ -52,15 +53,13 @@ def kept(holds: Sequence[Held]) -> Iterator[None]:
 
     They run again, each by itself, and it does not count: who knows which of them was to blame?
     """
-    for hold in holds:
-        if hold.renews:
-            keeper(hold.lease.using).keep(hold.lease)
+    using, leases = holds[0].lease.using, [hold.lease for hold in holds if hold.renews]
+    keeper(using).keep(*leases)
     try:
         with _given_back(holds):
             yield
     finally:
-        for hold in holds:
-            keeper(hold.lease.using).let_go(hold.lease)
+        keeper(using).let_go(*leases)
 
 
 @contextmanager
@@ -84,14 +83,14 @@ def give_back(holds: Sequence[Held], seconds: float = 0, *, patience: float | No
 
 
 def _rows(holds: Sequence[Held]) -> DeliveryQuerySet:
-    """Return the deliveries to be ended; a renewal that finds them ended has lost nothing."""
+    """Return the deliveries to be ended."""
+    return deliveries(holds[0].lease.using).running(*_ending(holds))
+
+
+def _ending(holds: Sequence[Held]) -> tuple[list[int], list[int]]:
+    """Return the keys and tokens of deliveries to be ended; a renewal that finds them ended has lost nothing."""
     for hold in holds:
         hold.lease.ending = True
-    ids, tokens = _keys(holds)
-    return deliveries(holds[0].lease.using).running(ids, tokens)
-
-
-def _keys(holds: Sequence[Held]) -> tuple[list[int], list[int]]:
     return [hold.lease.pk for hold in holds], [hold.lease.token for hold in holds]
 
 
@@ -119,10 +118,9 @@ def complete_together(task: Any, holds: Sequence[Held]) -> None:
 
 
 def _completed(task: Any, holds: Sequence[Held]) -> int:
-    rows = _rows(holds)
     if task.retain:
-        return rows.update(state=State.DONE, due_at=In(task.retain), finished_at=In(0), claim=None)
-    return rows.complete_together(*_keys(holds))
+        return _rows(holds).update(state=State.DONE, due_at=In(task.retain), finished_at=In(0), claim=None)
+    return deliveries(holds[0].lease.using).complete_together(*_ending(holds))
 
 
 class All:
@@ -207,7 +205,7 @@ class Later:
         if not self.hold.task.atomic:
             self.hold.complete()
             return
-        connections[self.hold.lease.using].validate_no_broken_transaction()
+        self.hold.connection.validate_no_broken_transaction()
         self.is_done = True
 
     def succeeded(self, event: Event, runtime: float) -> None:

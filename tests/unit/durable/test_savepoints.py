@@ -38,8 +38,8 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     begin = savepoints._Savepoints._begin
 
-    def noted(self: Any, connection: Any, client: Any, name: str) -> None:
-        begin(self, connection, client, name)
+    def noted(self: Any, client: Any, name: str) -> None:
+        begin(self, client, name)
         if self._last == name:
             names.append(name)
 

@@ -589,7 +589,7 @@ def test_request(alias: str, celery_app: Celery, receive: Any, atomic: bool) -> 
     after: list[Any] = []
 
     def listener(sender: Any, **kwargs: Any) -> None:
-        after.append((sender.request.id, sender.request.hold))
+        after.append((sender.request.id, vars(sender.request).get("hold")))
 
     task_postrun.connect(listener, sender=task)
     work_together(celery_app, alias)
