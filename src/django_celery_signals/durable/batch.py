@@ -168,7 +168,7 @@ class Batch:
         """Write all; what the database does not take stays for the next time, for its error may be swallowed."""
         while self._rows:
             count = self._fitting()
-            insert(self._rows[:count], self.connection)
+            insert(self._rows[:count], self.connection, self.watch)
             self._drop(slice(count))
 
     def _drop(self, rows: slice) -> None:

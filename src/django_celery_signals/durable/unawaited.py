@@ -36,19 +36,22 @@ except (ImproperlyConfigured, AttributeError):  # another client, or one that is
 logger = logging.getLogger(__name__)
 
 Explain = Callable[[Exception], object]  # adds a note
+Wrapper = Callable[..., Any]  # of the statements that a connection executes
 
 
 class Answer:
-    """What the server says of a statement, once somebody has waited for it: a key."""
+    """What the server says of a statement, once somebody has waited for it: a key, if it returns one."""
 
-    def __init__(self, connection: Any, explain: Explain) -> None:
+    def __init__(self, connection: Any, explain: Explain, *, returns: bool) -> None:
         """Wait at the next use of the client.
 
         Args:
             connection: Django's.
             explain: notes in the error what failed: it is raised where something else is done.
+            returns: whether the statement returns a key.
         """
         self._connection, self._client, self._explain = connection, connection.connection, explain
+        self._returns = returns
         self._key: int | None = None
         self._refused: Exception | None = None
         self._around = sys.exc_info()[1]  # what the sender is handling, if anything
@@ -83,11 +86,11 @@ class Answer:
         connection, client = self._connection, self._client
         try:
             for result in client.wait(execute(client.pgconn)):
-                if result.status != ExecStatus.TUPLES_OK:
+                if result.status not in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
                     raise error_from_result(result, encoding="utf-8")
-                if not result.ntuples:
+                if self._returns and not result.ntuples:
                     raise Database.DataError("The INSERT has written no row: a trigger or a rule has prevented it.")
-                self._key = int(result.get_value(0, 0))
+                self._key = int(result.get_value(0, 0)) if self._returns else None
             if client.pgconn.transaction_status == TransactionStatus.INERROR:
                 raise Database.InternalError("The INSERT was refused; why was lost when a time limit came.")
         except Database.Error as error:
@@ -121,15 +124,31 @@ class Answer:
         vars(self._client).pop("rollback", None)
 
 
-def executed(connection: BaseDatabaseWrapper, sql: str, values: Sequence[Any], explain: Explain) -> Answer | None:
-    """Have a statement executed that returns a key, without waiting for it; None: here it must be waited for.
+def executed(
+    connection: BaseDatabaseWrapper,
+    sql: str,
+    values: Sequence[Any],
+    explain: Explain,
+    *,
+    returns: bool = True,
+    own: Wrapper | None = None,
+) -> Answer | None:
+    """Have a statement executed without waiting for it; None: here it must be waited for.
 
     Within a savepoint it must: to roll back to that would not tell what was refused, and save the transaction.
+
+    Args:
+        connection: to the database.
+        sql: the statement.
+        values: its parameters.
+        explain: notes in an error what failed.
+        returns: whether it returns a key.
+        own: a wrapper of the connection's statements that need not see this one.
 
     Raises:
         django.db.Error: when it cannot be sent, or the one before was refused.
     """
-    if Database is None or connection.vendor != "postgresql" or not _is_unwatched(connection):
+    if Database is None or connection.vendor != "postgresql" or not _is_unwatched(connection, own):
         return None
     parameters = _encoded(values)
     if parameters is None:
@@ -138,13 +157,13 @@ def executed(connection: BaseDatabaseWrapper, sql: str, values: Sequence[Any], e
     with connection.wrap_database_errors, client.lock:  # which waits for the statement before
         if not _is_ready(client):
             return None
-        answer = Answer(connection, explain)
+        answer = Answer(connection, explain, returns=returns)
         client.pgconn.send_query_params(_numbered(sql), parameters)
         client.pgconn.flush()  # what is left of a large one, whoever waits sends
     return answer
 
 
-def _is_unwatched(connection: Any) -> bool:
+def _is_unwatched(connection: Any, own: Wrapper | None) -> bool:
     """Tell whether a statement may go past Django's cursor: in a transaction, and nobody looks at statements, as tests,
     tracing or a backend of somebody else's do.
     """
@@ -155,7 +174,7 @@ def _is_unwatched(connection: Any) -> bool:
         and not any(connection.savepoint_ids)
         and not connection.needs_rollback
         and not connection.queries_logged
-        and not connection.execute_wrappers
+        and all(wrapper == own for wrapper in connection.execute_wrappers)
         and not connection.allow_thread_sharing
         and type(connection.connection) is Database.Connection
         and connection.connection.cursor_factory.__module__ == base.__name__

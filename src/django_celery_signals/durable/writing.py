@@ -19,7 +19,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .clock import bounded, from_now
 from .texts import CUT, LIST, ONCE, SEPARATOR, Texts, sources_of, texts_for
-from .unawaited import Answer, executed
+from .unawaited import Answer, Wrapper, executed
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,11 +69,16 @@ def are_caused(rows: Sequence[New]) -> bool:
     return any(map(_parent, rows))
 
 
-def insert(rows: Sequence[New], connection: BaseDatabaseWrapper) -> None:
+def insert(rows: Sequence[New], connection: BaseDatabaseWrapper, own: Wrapper | None = None) -> None:
     """Write deliveries; one that is written alone is given its key, which MySQL tells of many only one by one.
 
-    On PostgreSQL one that is written alone, in a transaction and no savepoint, need not be waited for: then it is the
-    next statement, and the COMMIT, that raises.
+    On PostgreSQL, in a transaction and no savepoint, it need not be waited for: then it is the next statement, and the
+    COMMIT, that raises.
+
+    Args:
+        rows: what to write.
+        connection: to the database.
+        own: the wrapper of the connection's statements that need not see this one.
 
     Raises:
         django.db.Error: when the database does not take them; the transaction is lost then in any case.
@@ -82,11 +87,12 @@ def insert(rows: Sequence[New], connection: BaseDatabaseWrapper) -> None:
     sql, values = _in_lists(rows, connection, texts) if texts.many and not alone else _in_rows(rows, connection, texts)
     explain = partial(_explain, rows[0].receiver, connection.alias)
     try:
-        if alone:
-            rows[0].written = executed(connection, sql, values, explain) or _executed(connection, sql, values, texts)
-        else:
+        answer = executed(connection, sql, values, explain, own=own, returns=alone)
+        if answer is None and not alone:
             with connection.cursor() as cursor:
                 cursor.execute(sql, values)
+        if alone:
+            rows[0].written = answer or _executed(connection, sql, values, texts)
     except Exception as error:
         if isinstance(error, Error):
             explain(error)

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -614,6 +615,30 @@ def test_language_and_zone(alias: str, celery_app: Celery, receive: Any, atomic:
     work_together(celery_app, alias)
     assert contexts == seen
     assert "en" == translation.get_language()
+
+
+@each_database("default")
+@pytest.mark.parametrize("atomic", [True, False])
+def test_what_a_receiver_changes_around_it(alias: str, celery_app: Celery, receive: Any, atomic: bool) -> None:
+    """A language, a zone or a variable that one leaves is not the next one's, though both were sent in the same."""
+    seen: list[Any] = []
+    variable: ContextVar[str] = ContextVar("variable", default="")
+
+    def act(name: str) -> None:
+        seen.append((variable.get(), translation.get_language(), str(timezone.get_current_timezone())))
+        variable.set(name)
+        translation.activate("fr")
+        timezone.activate("Asia/Tokyo")
+        if name == "bad":
+            raise Discard("on purpose")
+
+    receive(act, atomic=atomic)
+    with translation.override("de"), timezone.override("Europe/Berlin"):
+        send_each(alias, "a", "bad", "b")
+
+    work_together(celery_app, alias)
+    assert [("", "de", "Europe/Berlin")] * 3 == seen
+    assert ("", "en") == (variable.get(), translation.get_language())
 
 
 @each_kind

@@ -19,8 +19,9 @@ from django.db import DataError, Error, InterfaceError, InternalError, Operation
 from django.db.backends import postgresql, utils
 from django.test.utils import CaptureQueriesContext
 
+from django_celery_signals import batched
+from django_celery_signals.durable import batch, unawaited
 from django_celery_signals.durable import client as module
-from django_celery_signals.durable import unawaited
 from django_celery_signals.durable.deliveries import deliveries
 from django_celery_signals.durable.unawaited import Answer
 from django_celery_signals.durable.writing import New, insert
@@ -88,7 +89,7 @@ def in_a_transaction(alias: str) -> Iterator[Any]:
 
 
 @contextmanager
-def refused(error: type[Exception] = DataError) -> Iterator[pytest.ExceptionInfo[Any]]:
+def refused(error: type[Exception] | tuple[type[Exception], ...] = DataError) -> Iterator[pytest.ExceptionInfo[Any]]:
     """Expect what is within to raise, wherever it does."""
     with pytest.raises(error) as raised:
         yield raised
@@ -182,6 +183,133 @@ def test_same_row_as_one_that_is_waited_for(alias: str, values: dict[str, Any]) 
         assert (early is None) == (late is None)
         assert early is None or abs((late - early).total_seconds()) < 5
     assert first == second
+
+
+# Many at once --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def in_a_batch(alias: str, monkeypatch: pytest.MonkeyPatch, size: int = 2) -> Iterator[Any]:
+    """Open a transaction that has begun, and a batch that writes when it has so many."""
+    monkeypatch.setattr(batch, "SIZE", size)
+    with batched(alias):
+        begin(alias)
+        yield connections[alias]
+
+
+def put(alias: str, *rows: New) -> None:
+    """Give rows to the batch."""
+    for row in rows:
+        found = batch.batch_on(connections[alias])
+        assert found is not None
+        found.add(row)
+
+
+@each_of_psycopg
+def test_batch_does_not_wait(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sent next is put together while the database cannot yet execute the INSERT of those before."""
+    table = deliveries(alias).model._meta.db_table
+
+    with (
+        other_transaction(alias, lambda: execute(alias, f"LOCK TABLE {table}")) as other,
+        in_a_batch(alias, monkeypatch),
+    ):
+        put(alias, a_row("tests.1"))
+        assert not is_under_way(alias)
+        put(alias, a_row("tests.2"), a_row("tests.3"))
+        assert is_under_way(alias)
+        other.commit()
+
+    assert ["tests.1", "tests.2", "tests.3"] == written(alias)
+
+
+@each_of_psycopg
+@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
+def test_same_rows_as_those_that_are_waited_for(
+    alias: str, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
+) -> None:
+    """Values that are listed, and those that are said once, arrive as the types of their columns."""
+    others = {"event_id": "6", "summary": "s", "token": 2, "folds": False, "payload": "%"}
+
+    with in_a_batch(alias, monkeypatch) as connection:
+        for around in (nullcontext(), wrapped(connection)):
+            with around:
+                put(alias, a_row(**values), a_row(**{**values, **others}))
+
+    rows = list(deliveries(alias).order_by("pk").values())
+    for row in rows:
+        for name in ("id", "due_at", "sent_at", "created_at"):
+            row[name] = row[name] is None
+    assert rows[:2] == rows[2:]
+
+
+@each_of_psycopg
+def test_batch_that_is_watched_by_somebody_else(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch's own look at statements hides nothing from the others who look."""
+    with in_a_batch(alias, monkeypatch) as connection, wrapped(connection):
+        put(alias, a_row(), a_row())
+        assert not is_under_way(alias)
+
+
+@each_of_psycopg
+def test_batch_within_a_transaction(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a savepoint there: what is refused is raised at once, and takes no more than the batch along."""
+    with in_a_transaction(alias):
+        Tag.objects.using(alias).create(name="a")
+        with refused() as raised, in_a_batch(alias, monkeypatch):
+            put(alias, a_row(), a_row(state=REFUSED))
+            pytest.fail("It was not raised.")
+        Tag.objects.using(alias).create(name="b")
+
+    assert ["tests.nobody"] == notes(raised.value)
+    assert (["a", "b"], []) == (tags(alias), written(alias))
+
+
+@each_of_psycopg
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_refused_in_a_batch(alias: str, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Whether others follow or not, the block raises, nothing of it is committed, and the next one is another."""
+    followed: list[int] = []
+
+    with refused() as raised, in_a_batch(alias, monkeypatch):
+        Tag.objects.using(alias).create(name="a")
+        transaction.on_commit(lambda: followed.append(1), using=alias)
+        put(alias, a_row(state=REFUSED), *(a_row() for _ in range(count - 1)))
+
+    assert ["tests.nobody"] == notes(raised.value)
+    assert ([], [], []) == (followed, tags(alias), written(alias))
+    with in_a_batch(alias, monkeypatch):
+        put(alias, a_row())
+    assert ["tests.nobody"] == written(alias)
+
+
+@each_of_psycopg
+@pytest.mark.parametrize("use", [begin, lambda alias: put(alias, a_row(), a_row())], ids=["statement", "sending"])
+def test_refused_in_a_batch_and_swallowed(
+    alias: str, monkeypatch: pytest.MonkeyPatch, use: Callable[[str], None]
+) -> None:
+    """Whoever meets the error first may swallow it; the block raises all the same, and nothing is committed."""
+    with refused((DataError, DeliveryRefused)), in_a_batch(alias, monkeypatch):
+        Tag.objects.using(alias).create(name="a")
+        put(alias, a_row(state=REFUSED), a_row())
+        for _ in range(2):
+            with suppress(Error):
+                use(alias)
+
+    assert ([], []) == (tags(alias), written(alias))
+
+
+@each_of_psycopg
+def test_batch_with_a_savepoint(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sent in one that is rolled back goes, and what was written before without a wait stays."""
+    with in_a_batch(alias, monkeypatch):
+        put(alias, a_row("tests.1"), a_row("tests.2"), a_row("tests.3"))
+        with suppress(Boom), transaction.atomic(using=alias):
+            put(alias, a_row("tests.4"), a_row("tests.5"))
+            raise Boom
+        put(alias, a_row("tests.6"))
+
+    assert ["tests.1", "tests.2", "tests.3", "tests.6"] == written(alias)
 
 
 # What is refused -----------------------------------------------------------------------------------------------------
