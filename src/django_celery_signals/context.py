@@ -48,7 +48,7 @@ _told: set[tuple[str, str]] = set()
 
 #: Whether what is restored is for what follows a run, and no other run.
 follows: ContextVar[bool] = ContextVar("follows", default=False)
-#: What has been restored in this context already, for whoever asks for it first.
+#: What has been restored already, for whoever asks for it first.
 beforehand: ContextVar[Mapping[str, Any] | None] = ContextVar("beforehand", default=None)
 
 
@@ -149,6 +149,11 @@ def _tell(name: str, done: str, error: Exception) -> None:
 def of_receiver(context: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a receiver sees of it."""
     return {name: value for name, value in context.items() if not name.startswith("$")}
+
+
+def is_there(context: Mapping[str, Any]) -> bool:
+    """Tell whether what has been restored is still what would be captured."""
+    return _captured(_carriers[name] for name in of_receiver(context)) == of_receiver(context)
 
 
 def varies(name: str) -> bool:

@@ -156,8 +156,9 @@ def _its_request(task: Any, hold: Held) -> Iterator[None]:
     try:
         yield
     finally:
-        request.clear()  # also of what a retry() in this run has left there, which is not the next one's
         request.update(before)
+        for name in request.keys() - before.keys():  # such as what a retry() in this run has left for itself
+            del request[name]
 
 
 @contextmanager

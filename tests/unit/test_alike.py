@@ -1,10 +1,11 @@
-"""What surrounded several sendings alike is restored once; each of their runs has a context of its own all the same."""
+"""What surrounded several sendings alike is restored once; each of their runs has what surrounded it all the same."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import pytest
@@ -60,18 +61,35 @@ def test_alike_ones(entered: list[Any]) -> None:
     assert (None, "en") == seen({})
 
 
-def test_each_has_its_own_context() -> None:
-    """What one changes, no other sees, nor does who calls them."""
+def test_what_one_changes(entered: list[Any]) -> None:
+    """It is restored anew for the next; who resets what he has changed costs nothing."""
 
-    def change() -> Any:
+    def change(*, resets: bool) -> Any:
         with restored(ACME):
-            before = tenant.get()
-            tenant.set("changed")
+            before, token = tenant.get(), tenant.set("changed")
+            if resets:
+                tenant.reset(token)
             return before
 
     with alike() as call:
-        assert ["acme", "acme"] == [call(ACME, change), call(ACME, change)]
-        assert tenant.get() is None
+        found = [call(ACME, partial(change, resets=resets)) for resets in (True, False, True)]
+
+    assert ["acme"] * 3 == found
+    assert ["acme", "left acme"] * 2 == entered
+    assert tenant.get() is None
+
+
+@pytest.mark.parametrize("values", [({"n": []}, {"n": []}), (1, True)], ids=["list", "numbers"])
+def test_what_could_be_changed_in_its_place(entered: list[Any], values: tuple[Any, Any]) -> None:
+    """Each has its own value, and not an equal one."""
+
+    def get() -> Any:
+        with restored({"tenant": value}):
+            return tenant.get()
+
+    with alike() as call:
+        for value in values:
+            assert call({"tenant": value}, get) is value
 
 
 def test_within_a_run(entered: list[Any]) -> None:

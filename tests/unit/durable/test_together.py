@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from contextvars import ContextVar
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 from celery import Celery, current_task
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celery.signals import task_postrun
+from django.core.cache import caches
 from django.db import Error, IntegrityError, OperationalError, connections, transaction
 from django.db.models import F
 from django.dispatch import Signal
@@ -620,25 +621,38 @@ def test_language_and_zone(alias: str, celery_app: Celery, receive: Any, atomic:
 @each_database("default")
 @pytest.mark.parametrize("atomic", [True, False])
 def test_what_a_receiver_changes_around_it(alias: str, celery_app: Celery, receive: Any, atomic: bool) -> None:
-    """A language, a zone or a variable that one leaves is not the next one's, though both were sent in the same."""
+    """A language or a zone that one leaves is not the next one's, though both were sent in the same."""
     seen: list[Any] = []
-    variable: ContextVar[str] = ContextVar("variable", default="")
 
     def act(name: str) -> None:
-        seen.append((variable.get(), translation.get_language(), str(timezone.get_current_timezone())))
-        variable.set(name)
-        translation.activate("fr")
-        timezone.activate("Asia/Tokyo")
+        seen.append((translation.get_language(), str(timezone.get_current_timezone())))
+        if name == "c":
+            translation.deactivate_all()
+            timezone.deactivate()
+        elif name != "a":
+            translation.activate("fr")
+            timezone.activate("Asia/Tokyo")
         if name == "bad":
             raise Discard("on purpose")
 
     receive(act, atomic=atomic)
     with translation.override("de"), timezone.override("Europe/Berlin"):
-        send_each(alias, "a", "bad", "b")
+        send_each(alias, "a", "bad", "b", "c", "a")
 
     work_together(celery_app, alias)
-    assert [("", "de", "Europe/Berlin")] * 3 == seen
-    assert ("", "en") == (variable.get(), translation.get_language())
+    assert [("de", "Europe/Berlin")] * 5 == seen
+    assert ("en", "UTC") == (translation.get_language(), str(timezone.get_current_timezone()))
+
+
+@each_database("default")
+def test_what_a_receiver_keeps_in_its_context(alias: str, celery_app: Celery, receive: Any) -> None:
+    """Django keeps its caches, and their connections, in the context: they are the same for all of a message."""
+    seen: list[Any] = []
+    receive(lambda: seen.append(caches["default"]))
+    send_each(alias, "a", "b")
+
+    copy_context().run(work_together, celery_app, alias)
+    assert seen[0] is seen[1]
 
 
 @each_kind
