@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import Any, TypeVar, cast
 
 from asgiref.sync import iscoroutinefunction
-from django.db import DEFAULT_DB_ALIAS, connections, transaction
+from django.db import DEFAULT_DB_ALIAS, Error, InternalError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .texts import GIVEN, LINEAGE, MOMENTS
@@ -125,6 +125,7 @@ class Batch:
         self._rows: list[New] = []
         self._weight = 0  # of all of them
         self._savepoints: list[tuple[str, int]] = []  # the open ones, and how many rows were there before each
+        self._doubt: BaseException | None = None  # what has cut a writing off: nobody knows whether it was sent
 
     def add(self, row: New) -> None:
         """Take a delivery, and write what there is when that has become much."""
@@ -165,11 +166,25 @@ class Batch:
             self._write()
 
     def _write(self) -> None:
-        """Write all; what the database does not take stays for the next time, for its error may be swallowed."""
-        while self._rows:
-            count = self._fitting()
-            insert(self._rows[:count], self.connection, self.watch)
-            self._drop(slice(count))
+        """Write all; what the database does not take stays for the next time, for its error may be swallowed.
+
+        Raises:
+            InternalError: when a time limit has come in between: to write once more could be once too often.
+        """
+        if self._doubt is not None:
+            raise InternalError(
+                "Writing the deliveries of a batched() block was cut off, so the block cannot be committed."
+            ) from self._doubt
+        try:
+            while self._rows:
+                count = self._fitting()
+                insert(self._rows[:count], self.connection, self.watch)
+                self._drop(slice(count))
+        except Error:
+            raise
+        except BaseException as error:
+            self._doubt = error
+            raise
 
     def _drop(self, rows: slice) -> None:
         self._weight -= sum(map(_weight, self._rows[rows]))

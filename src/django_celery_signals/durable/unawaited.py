@@ -54,7 +54,7 @@ class Answer:
         self._returns = returns
         self._key: int | None = None
         self._refused: Exception | None = None
-        self._around = sys.exc_info()[1]  # what the sender is handling, if anything
+        self._around = _handled()  # by the sender
         on_its_next_use(self._client, self._arrive)
         self._client.rollback = self._roll_back
 
@@ -115,13 +115,25 @@ class Answer:
         self._forget()
         self._client.rollback()
         raised = sys.exc_info()[1]
-        if told is not None and (raised is None or raised is self._around):
+        if told is not None and (raised is None or any(raised is one for one in self._around)):
+            # What Django does behind it, which this error keeps it from: nothing is to follow the next commit.
+            self._connection.needs_rollback, self._connection.run_on_commit = False, []
             message = f"The transaction was rolled back: {told} Something has swallowed that error."
             raise DeliveryRefused(message) from told
 
     def _forget(self) -> None:
         not_any_more(self._client, self._arrive)
         vars(self._client).pop("rollback", None)
+
+
+def _handled() -> list[BaseException]:
+    """Return the errors that are being handled, the innermost first: each was raised while the next one was."""
+    found: list[BaseException] = []
+    error = sys.exc_info()[1]
+    while error is not None and not any(error is one for one in found):
+        found.append(error)
+        error = error.__context__
+    return found
 
 
 def executed(

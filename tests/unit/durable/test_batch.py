@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from django.db import DatabaseError, connections, transaction
+from celery.exceptions import SoftTimeLimitExceeded
+from django.db import DatabaseError, Error, InternalError, connections, transaction
 from django.db.models.signals import post_save
 from django.dispatch import Signal
 from django.test.utils import CaptureQueriesContext
@@ -564,6 +565,33 @@ def test_error_that_is_swallowed(alias: str, ring: Any, monkeypatch: pytest.Monk
         failing.clear()
 
     assert [1, 2, 3, 4] == rung(alias)
+
+
+@each_database("default", "postgres", "mariadb")
+@pytest.mark.parametrize("further", [[], [3], [3, 4, 5]], ids=len)
+def test_time_limit_just_behind_the_insert(
+    alias: str, ring: Any, monkeypatch: pytest.MonkeyPatch, further: list[int]
+) -> None:
+    """What was written is written by nobody once more, though the error is swallowed: the block fails, and says why."""
+    monkeypatch.setattr(module, "SIZE", 2)
+    insert = module.insert
+
+    def insert_and_end(*args: Any) -> None:
+        insert(*args)
+        raise SoftTimeLimitExceeded
+
+    with pytest.raises(InternalError, match="was cut off") as raised, batched(alias):  # noqa: PT012
+        ring(alias, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "insert", insert_and_end)
+            with suppress(SoftTimeLimitExceeded):
+                ring(alias, 2)
+        for number in further:
+            with suppress(Error):
+                ring(alias, number)
+
+    assert isinstance(raised.value.__cause__, SoftTimeLimitExceeded)
+    assert [] == rung(alias)
 
 
 @each_kind

@@ -426,8 +426,27 @@ def swallow(alias: str, use: Callable[[Any], None]) -> None:
     assert ["tests.nobody"] == notes(raised.value)
     assert connection.get_autocommit()
     assert "rollback" not in vars(connection.connection)
-    write(alias, a_row())
+    with in_a_transaction(alias):
+        write(alias, a_row())
+    assert ([], ["tests.nobody"]) == (followed, written(alias))
     gc.collect()  # what warns of a cursor that could not be closed
+
+
+@each_of_psycopg
+def test_refused_while_errors_of_others_are_handled(alias: str) -> None:
+    """An error that was there before the sending tells nobody of this one."""
+    try:
+        raise Boom
+    except Boom:
+        with refused(DeliveryRefused), in_a_transaction(alias) as connection:
+            try:
+                raise LookupError
+            except LookupError:
+                write(alias, a_row(state=REFUSED))
+            with suppress(Error):
+                by_a_save(connection)
+
+    assert [] == written(alias)
 
 
 @each_of_psycopg
