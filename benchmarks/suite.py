@@ -274,7 +274,7 @@ SUITE: dict[str, Benchmark] = {
         ],
         count=1000,
         rounds=5,
-        note="bulk_create and COPY write rows that were made beforehand; ours makes them of signals.",
+        note="bulk_create and COPY write rows that were made beforehand; ours makes them of signals, and commits.",
     ),
     "claim": Benchmark(
         title="claim 500 of a backlog",
