@@ -28,6 +28,7 @@ from tests.brokers import Broker
 from tests.delivering import states
 from tests.elsewhere import elsewhere, execute
 from tests.lanes import Boom, Stage
+from tests.notes import notes_of
 from tests.parameters import each_database
 from tests.receiving import Receiving
 from tests.shop.models import Country, Customer, Order, Tag
@@ -364,7 +365,7 @@ def test_one_that_the_database_refuses(stage: Stage, in_transaction: bool, befor
             act()
         ring(alias, 2)
 
-    assert f"manage.py migrate --database={alias}" in caught.value.__notes__[0]
+    assert f"manage.py migrate --database={alias}" in notes_of(caught.value)[0]
     assert ([1, 2], 0) == (rung(alias), Tag.objects.using(alias).count())
 
 

@@ -24,6 +24,7 @@ from django_celery_signals.event import new_event, running
 from django_celery_signals.wire import ARGUMENT, parse
 from tests.drain import take
 from tests.elsewhere import elsewhere, execute
+from tests.notes import notes_of
 from tests.parameters import each_database
 from tests.receiving import Receiving
 from tests.shop.models import Tag
@@ -651,7 +652,7 @@ def test_table_that_is_not_there(alias: str, ring: Any) -> None:
     with batched(alias):
         ring(alias, 3)
 
-    [note] = getattr(caught.value, "__notes__", None) or caught.value.__cause__.__notes__  # type: ignore[union-attr]
+    [note] = notes_of(caught.value)
     assert f"manage.py migrate --database={alias}" in note
     assert ([3], 0) == (rung(alias), Tag.objects.using(alias).count())
     assert {} == module._batches

@@ -27,6 +27,7 @@ from django_celery_signals.durable.unawaited import Answer
 from django_celery_signals.durable.writing import New, insert
 from django_celery_signals.exceptions import DeliveryRefused
 from tests.elsewhere import elsewhere, execute, other_transaction
+from tests.notes import notes_of
 from tests.parameters import each_database
 from tests.shop.models import Tag
 from tests.ways import WAYS, able_to_leave, tags
@@ -317,8 +318,7 @@ def test_batch_with_a_savepoint(alias: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 def notes(error: Any) -> list[str]:
     """Return for which receivers an error says that something was written."""
-    said = [*getattr(error, "__notes__", []), *getattr(error.__cause__, "__notes__", [])]
-    return [note.partition(" for ")[2].partition(" to the database")[0] for note in said]
+    return [note.partition(" for ")[2].partition(" to the database")[0] for note in notes_of(error)]
 
 
 @each_of_psycopg
