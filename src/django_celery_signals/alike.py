@@ -29,7 +29,7 @@ class _Calls:
         self._blocks = ExitStack()
 
     def __call__(self, around: Mapping[str, Any], function: Callable[..., Any], *args: Any) -> Any:
-        if around != self._around or not is_there(around):
+        if around != self._around or not is_there(of_receiver(around)):
             self.end()
             if _may_stay(around):
                 self._blocks.enter_context(restored(around))

@@ -151,9 +151,9 @@ def of_receiver(context: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in context.items() if not name.startswith("$")}
 
 
-def is_there(context: Mapping[str, Any]) -> bool:
-    """Tell whether what has been restored is still what would be captured."""
-    return _captured(_carriers[name] for name in of_receiver(context)) == of_receiver(context)
+def is_there(values: Mapping[str, Any]) -> bool:
+    """Tell whether values that have been restored, by name, are still what would be captured."""
+    return _captured(_carriers[name] for name in values) == values
 
 
 def varies(name: str) -> bool:

@@ -88,11 +88,11 @@ def insert(rows: Sequence[New], connection: BaseDatabaseWrapper, own: Wrapper | 
     explain = partial(_explain, rows[0].receiver, connection.alias)
     try:
         answer = executed(connection, sql, values, explain, own=own, returns=alone)
-        if answer is None and not alone:
-            with connection.cursor() as cursor:
-                cursor.execute(sql, values)
         if alone:
             rows[0].written = answer or _executed(connection, sql, values, texts)
+        elif answer is None:
+            with connection.cursor() as cursor:
+                cursor.execute(sql, values)
     except Exception as error:
         if isinstance(error, Error):
             explain(error)
